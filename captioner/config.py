@@ -1,0 +1,248 @@
+"""The run config: a YAML recipe plus `key=value` overrides, typed, with nothing unknown let through."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from captioner.errors import CaptionerError
+
+PARTS = ("trunk", "bridge", "decoder")
+
+
+class Section(BaseModel):
+    """A part of a recipe. Unknown keys are errors: a misspelt key must not train the wrong model for a day."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class SourceConfig(Section):
+    """Where samples come from; the layout is read off the path (see `captioner.data.sources`)."""
+
+    path: str = Field(
+        description="A Karpathy or COCO .json, .jsonl, .csv, .parquet, a folder, or hf:NAME for `datasets`."
+    )
+    images: str | None = Field(None, description="Folder that relative image names start from; default: beside `path`.")
+    split: str | None = Field(None, description="Karpathy split, `datasets` split or value of a `split` column.")
+    streaming: bool = Field(False, description="`datasets` only: iterate without downloading the whole.")
+    image_column: str = "image"
+    caption_column: str = "caption"
+    label_column: str | None = None
+    on_error: Literal["raise", "skip"] = Field("raise", description="What a missing image or malformed row costs.")
+
+
+class DataConfig(Section):
+    train: SourceConfig
+    validation: SourceConfig
+    captions_per_image: int = Field(5, ge=1, description="Captions decoded against one encoder pass.")
+    max_caption_tokens: int = Field(40, ge=2, description="Longer captions are cut, end-of-sequence kept.")
+    num_workers: int = Field(2, ge=0)
+
+
+class TokenizerConfig(Section):
+    path: str | None = Field(None, description="A folder with a trained tokenizer; default: train one on the captions.")
+    vocab_size: int = Field(4000, ge=8)
+    model_type: Literal["unigram", "bpe", "char", "word"] = "unigram"
+    lowercase: bool = True
+
+
+class ModelConfig(Section):
+    """What is built; the fields of `CaptionerConfig` that a recipe may set."""
+
+    encoder_name: str = Field("vit_small_patch16_224", description="Any timm model that gives a feature map or tokens.")
+    encoder_kwargs: dict[str, Any] = Field(default_factory=dict, description="Passed to timm.create_model.")
+    encoder_weights: str | bool = Field(
+        False, description="true: timm's own pretrained weights; a path: a safetensors file in timm's naming."
+    )
+    image_size: int = Field(224, ge=8)
+    encoder_pooling: int = Field(1, ge=1, description="Average-pool the token grid by this window.")
+    encoder_layers: int = Field(0, ge=0, description="Transformer layers over the trunk's feature map (a hybrid ViT).")
+    hidden_size: int = Field(384, ge=8)
+    num_hidden_layers: int = Field(3, ge=1)
+    num_attention_heads: int = Field(6, ge=1)
+    intermediate_size: int | None = Field(None, description="Default: 4 * hidden_size.")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    max_position_embeddings: int = Field(64, ge=4)
+    gradient_checkpointing: bool = False
+
+
+class AugmentationConfig(Section):
+    """Random crop, flip and colour. Flips are off by default: captions say "left"."""
+
+    crop_scale: tuple[float, float] = Field((1.0, 1.0), description="Area kept by a random resized crop.")
+    horizontal_flip: float = Field(0.0, ge=0, le=1)
+    color_jitter: float = Field(0.0, ge=0, le=1)
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError("needs 0 < low <= high <= 1")
+        return value
+
+    @property
+    def active(self) -> bool:
+        return self.crop_scale != (1.0, 1.0) or self.horizontal_flip > 0 or self.color_jitter > 0
+
+
+class PhaseConfig(Section):
+    """Who learns what, for how long. A part that `learning_rates` does not name rests."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    epochs: int = Field(ge=1)
+    learning_rates: dict[Literal["trunk", "bridge", "decoder"], float] = Field(
+        description="Peak rate of each part that learns: trunk (timm), bridge (projection and hybrid layers), decoder."
+    )
+    trunk_blocks: int | None = Field(None, ge=1, description="Only the last k trunk blocks learn; default: all.")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="Rate of a trunk block relative to the one above it.")
+    objectives: dict[Literal["captioning"], float] = Field(default_factory=lambda: {"captioning": 1.0})
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    warmup_fraction: float = Field(0.05, ge=0, le=1)
+    final_rate_fraction: float = Field(0.0, ge=0, le=1, description="Where the cosine ends, relative to the peak.")
+    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _someone_learns(cls, value: dict[str, float]) -> dict[str, float]:
+        if not value or any(rate <= 0 for rate in value.values()):
+            raise ValueError("needs at least one part, each with a rate above 0; leave out the parts that rest")
+        return value
+
+    @model_validator(mode="after")
+    def _trunk_options_need_the_trunk(self) -> "PhaseConfig":
+        if "trunk" not in self.learning_rates and (self.trunk_blocks is not None or self.layer_decay != 1.0):
+            raise ValueError("trunk_blocks and layer_decay need a learning rate for trunk")
+        return self
+
+
+class OptimizationConfig(Section):
+    batch_size: int = Field(32, ge=1, description="Images a step and process.")
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="Validate and save an exponential moving average.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+
+
+class ValidationConfig(Section):
+    batch_size: int = Field(32, ge=1)
+    max_images: int | None = Field(None, ge=1, description="Use only the first images; default: all.")
+    num_beams: int = Field(1, ge=1)
+    metric: Literal["CIDEr", "CIDEr_D", "Bleu_4", "ROUGE_L"] = Field("CIDEr", description="Picks the best checkpoint.")
+    samples: int = Field(4, ge=0, description="Captions shown in the log at each validation.")
+
+
+class RunConfig(Section):
+    output_dir: str
+    seed: int = 0
+    data: DataConfig
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    phases: list[PhaseConfig] = Field(min_length=1)
+    optimization: OptimizationConfig = Field(default_factory=OptimizationConfig)
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    checkpoint_every_steps: int = Field(200, ge=1, description="Last checkpoint, besides the one after each epoch.")
+    log_with: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
+
+    @field_validator("phases")
+    @classmethod
+    def _names_differ(cls, value: list[PhaseConfig]) -> list[PhaseConfig]:
+        names = [phase.name for phase in value]
+        if len(set(names)) != len(names):
+            raise ValueError("phase names must differ")
+        return value
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a recipe, apply `a.b.0.c=value` overrides (values are YAML), expand `${VARIABLES}`, check every key and type.
+
+    Raises:
+        CaptionerError: the file is missing or not YAML, a key is unknown (with the nearest valid name), a value has
+            the wrong type, a variable is not set; the message names the file and the key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
+        raise CaptionerError(f"{path}: no such recipe" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CaptionerError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise CaptionerError(f"{path}: a recipe is a mapping of keys to values")
+    for override in overrides or []:
+        _apply_override(tree, override)
+    try:
+        return RunConfig.model_validate(_expand_variables(tree, str(path)))
+    except ValidationError as error:
+        raise CaptionerError("\n".join(_explain(problem, str(path)) for problem in error.errors())) from error
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise CaptionerError(f"override {override!r}: write key=value, for example optimization.batch_size=16")
+    node: Any = tree
+    *parents, last = key.split(".")
+    for name in parents:
+        node = _child(node, name, override)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise CaptionerError(f"override {override!r}: the value is not YAML") from error
+    if isinstance(node, list):
+        _child(node, last, override)
+        node[int(last)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _child(node: Any, name: str, override: str) -> Any:
+    if isinstance(node, list):
+        if not name.isdigit() or int(name) >= len(node):
+            raise CaptionerError(f"override {override!r}: {name!r} is not an index below {len(node)}")
+        return node[int(name)]
+    if not isinstance(node, dict):
+        raise CaptionerError(f"override {override!r}: nothing lies below {name!r}")
+    if node.get(name) is None:
+        node[name] = {}
+    return node[name]
+
+
+def _expand_variables(node: Any, where: str) -> Any:
+    if isinstance(node, dict):
+        return {key: _expand_variables(value, where) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_expand_variables(value, where) for value in node]
+    if not isinstance(node, str):
+        return node
+    for name in re.findall(r"\$\{(\w+)\}", node):
+        if name not in os.environ:
+            raise CaptionerError(f"{where}: the environment variable {name} is not set (used in {node!r})")
+    return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], node)
+
+
+def _explain(problem: Any, where: str) -> str:
+    location = [part for part in problem["loc"] if part != "[key]"]
+    key = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _valid_names(location[:-1]), 1, cutoff=0.5)
+        return f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    if problem["type"] == "missing":
+        return f"{where}: the key {key!r} is required"
+    return f"{where}: {key}: {problem['msg']} (given: {problem['input']!r})" if key else f"{where}: {problem['msg']}"
+
+
+def _valid_names(location: list[Any]) -> list[str]:
+    section: Any = RunConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        section = annotation.__args__[0] if getattr(annotation, "__origin__", None) is list else annotation
+    return list(section.model_fields)
