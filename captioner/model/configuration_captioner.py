@@ -1,0 +1,59 @@
+"""Configuration of the captioner: everything needed to build the model, nothing about how it is trained."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class CaptionerConfig(PreTrainedConfig):
+    """A timm trunk, an optional stack of Transformer layers over its tokens, and a Transformer caption decoder.
+
+    Args:
+        encoder_name: timm model name (ViT, DeiT, DINOv2, SigLIP, Swin, a CNN, a CNN-ViT hybrid, ...).
+        encoder_kwargs: passed to `timm.create_model`, for example `{"dynamic_img_size": true}`.
+        image_size: height and width that the trunk is built for, pixels.
+        encoder_pooling: window of an average pooling over the trunk's token grid; 1 keeps every token.
+        encoder_layers: Transformer encoder layers over the trunk's tokens. With a CNN trunk this is the hybrid
+            ViT of Dosovitskiy et al. 2021 (https://arxiv.org/abs/2010.11929), section 3.1.
+        hidden_size: width of these layers and of the decoder.
+        num_hidden_layers: decoder layers.
+        max_position_embeddings: longest decoder sequence, start token included.
+    """
+
+    model_type = "captioner"
+    attribute_map = {"d_model": "hidden_size", "decoder_layers": "num_hidden_layers"}  # noqa: RUF012 - transformers' form
+
+    encoder_name: str = "vit_small_patch16_224"
+    encoder_kwargs: dict[str, Any] | None = None
+    image_size: int = 224
+    encoder_pooling: int = 1
+    encoder_layers: int = 0
+    vocab_size: int = 4000
+    hidden_size: int = 384
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 6
+    intermediate_size: int | None = None
+    dropout: float = 0.1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    max_position_embeddings: int = 64
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    decoder_start_token_id: int | None = 1
+    is_encoder_decoder: bool = True
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.encoder_kwargs = dict(self.encoder_kwargs or {})
+        self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.encoder_layers and self.hidden_size % 4:
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 4 for 2-D position embeddings")
+        super().__post_init__(**kwargs)

@@ -1,0 +1,64 @@
+"""The caption decoder: causal self-attention over the words so far, cross-attention to the image tokens."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.cache_utils import EncoderDecoderCache
+
+from .configuration_captioner import CaptionerConfig
+from .layers import TransformerLayer, causal_mask
+
+
+class CaptionerDecoder(nn.Module):
+    def __init__(self, config: CaptionerConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            TransformerLayer(config, index, cross_attention=True) for index in range(config.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        """Token ids [B * K, T] and image tokens [B, P, D] -> hidden states [B * K, T, D].
+
+        `attention_mask` [B * K, past + T], 0 at padding, is needed only where sequences are padded on the left.
+        """
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        length = input_ids.shape[1]
+        if past_length + length > self.embed_positions.num_embeddings:
+            raise ValueError(
+                f"{past_length + length} tokens exceed max_position_embeddings {self.embed_positions.num_embeddings}"
+            )
+        mask, is_causal = self._mask(attention_mask, length, past_length, input_ids.device)
+        positions = torch.arange(past_length, past_length + length, device=input_ids.device)
+        if attention_mask is not None:
+            positions = (attention_mask.cumsum(1)[:, -length:] - 1).clamp(min=0)
+        hidden_states = self.dropout(self.embed_tokens(input_ids) + self.embed_positions(positions))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, encoder_hidden_states, mask, is_causal, past_key_values)
+        return self.norm(hidden_states)
+
+    @staticmethod
+    def _mask(
+        attention_mask: Tensor | None, length: int, past_length: int, device: torch.device
+    ) -> tuple[Tensor | None, bool]:
+        """The boolean mask for SDPA, or its causal flag where that says the same and takes the fast kernel."""
+        if attention_mask is None:
+            if length == 1:
+                return None, False
+            if past_length == 0:
+                return None, True
+            return causal_mask(length, past_length + length, device), False
+        visible = causal_mask(length, past_length + length, device) & attention_mask[:, None, None, :].bool()
+        # A row that sees nothing would be NaN: a padded query sees itself.
+        itself = torch.eye(length, dtype=torch.bool, device=device)
+        return visible | F.pad(itself, (past_length, 0)), False
+

@@ -1,0 +1,153 @@
+"""The image encoder: any timm trunk behind one adapter, a projection, and optionally Transformer layers on top.
+
+Shapes: B images, P image tokens, C trunk width, D model width.
+"""
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutput
+
+from .configuration_captioner import CaptionerConfig
+from .layers import TransformerLayer
+
+
+class TimmTrunk(nn.Module):
+    """A timm model cut before its head, giving tokens [B, P, C] whatever its family.
+
+    Batch-norm statistics stay as they were pretrained: caption batches are small and correlated, and the
+    trunk then computes the same in training and in inference.
+    """
+
+    def __init__(self, config: CaptionerConfig) -> None:
+        super().__init__()
+        self.pooling = config.encoder_pooling
+        self.model = create_trunk(config)
+        self.num_features: int = self.model.num_features
+        self.num_prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
+        self._is_channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+
+    def train(self, mode: bool = True) -> "TimmTrunk":
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """[B, 3, height, width] -> tokens [B, prefix + rows * columns, C] and (rows, columns)."""
+        features = self.model.forward_features(pixel_values.contiguous(memory_format=torch.channels_last))
+        if features.ndim == 3:
+            prefix, patches = features.split(
+                [self.num_prefix_tokens, features.shape[1] - self.num_prefix_tokens], dim=1
+            )
+            rows, columns = self._token_grid(pixel_values, patches.shape[1])
+            feature_map = patches.transpose(1, 2).unflatten(2, (rows, columns))
+        else:
+            prefix = None
+            feature_map = features.permute(0, 3, 1, 2) if self._is_channels_last else features
+        if self.pooling > 1:
+            feature_map = F.avg_pool2d(feature_map, self.pooling, ceil_mode=True)
+        grid = (feature_map.shape[2], feature_map.shape[3])
+        tokens = feature_map.flatten(2).transpose(1, 2)
+        return (tokens if prefix is None else torch.cat([prefix, tokens], dim=1)), grid
+
+    def _token_grid(self, pixel_values: Tensor, num_patches: int) -> tuple[int, int]:
+        height, width = pixel_values.shape[2:]
+        rows = round((num_patches * height / width) ** 0.5)
+        return rows, num_patches // rows
+
+
+def create_trunk(config: CaptionerConfig) -> nn.Module:
+    """The bare timm model, randomly initialised: a constructor never downloads (weights are loaded in `build`)."""
+    trunk = timm.create_model(config.encoder_name, num_classes=0, **config.encoder_kwargs)
+    if hasattr(trunk, "set_input_size") and "img_size" not in config.encoder_kwargs:
+        trunk.set_input_size(img_size=config.image_size)
+    # A head that never runs would leave parameters without gradients, which data-parallel training refuses.
+    trunk.reset_classifier(0, "")
+    for name in ("fc_norm", "head"):
+        if hasattr(trunk, name):
+            setattr(trunk, name, nn.Identity())
+    return trunk
+
+
+class CaptionerEncoder(nn.Module):
+    """Trunk -> projection (-> Transformer layers) -> tokens [B, P, D] for the decoder's cross-attention."""
+
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: CaptionerConfig) -> None:
+        super().__init__()
+        self.trunk = TimmTrunk(config)
+        self.bridge = Bridge(config, self.trunk.num_features)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        trunk_features: Tensor | None = None,
+        return_dict: bool | None = True,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        """Images [B, 3, height, width], or trunk tokens [B, P, C] computed before, -> last_hidden_state [B, P, D]."""
+        if (pixel_values is None) == (trunk_features is None):
+            raise ValueError("the encoder needs either pixel_values or trunk_features")
+        grid = None
+        if trunk_features is None:
+            learns = any(parameter.requires_grad for parameter in self.trunk.parameters())
+            with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+                trunk_features, grid = self.trunk(pixel_values)
+        else:
+            trunk_features = trunk_features.to(self.bridge.norm.weight.dtype)
+        last_hidden_state = self.bridge(trunk_features, self.trunk.num_prefix_tokens, grid)
+        return BaseModelOutput(last_hidden_state=last_hidden_state)
+
+
+class Bridge(nn.Module):
+    """From trunk tokens to what the decoder reads: norm, projection, 2-D positions and the hybrid's own layers."""
+
+    def __init__(self, config: CaptionerConfig, trunk_width: int) -> None:
+        super().__init__()
+        self.input_norm = nn.LayerNorm(trunk_width, config.layer_norm_eps)
+        self.projection = (
+            nn.Linear(trunk_width, config.hidden_size) if trunk_width != config.hidden_size else nn.Identity()
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            TransformerLayer(config, index, cross_attention=False) for index in range(config.encoder_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, tokens: Tensor, num_prefix_tokens: int, grid: tuple[int, int] | None) -> Tensor:
+        """[B, P, C] -> [B, P, D]; without a grid the tokens are of a square image."""
+        hidden_states = self.dropout(self.projection(self.input_norm(tokens)))
+        if len(self.layers) > 0:
+            rows, columns = grid or _square_grid(tokens.shape[1] - num_prefix_tokens)
+            positions = sincos_position_embedding(rows, columns, hidden_states.shape[-1], hidden_states.device)
+            positions = F.pad(positions, (0, 0, num_prefix_tokens, 0)).to(hidden_states.dtype)
+            hidden_states = hidden_states + positions
+        for layer in self.layers:
+            hidden_states = layer(hidden_states)
+        return self.norm(hidden_states)
+
+
+def _square_grid(num_tokens: int) -> tuple[int, int]:
+    side = round(num_tokens**0.5)
+    if side * side != num_tokens:
+        raise ValueError(f"{num_tokens} image tokens are not a square grid")
+    return side, side
+
+
+def sincos_position_embedding(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
+    """[rows * columns, width]: fixed 2-D embedding, half for each axis (Vaswani et al. 2017, section 3.5).
+
+    A function of the grid, so that any image size works, and never a buffer that loading could lose.
+    """
+    frequencies = 10_000 ** -(torch.arange(width // 4, device=device) / (width // 4))
+    row, column = torch.meshgrid(
+        torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
+    )
+    angles = [axis.flatten()[:, None] * frequencies for axis in (row, column)]
+    return torch.cat([function(angle) for angle in angles for function in (torch.sin, torch.cos)], dim=1)

@@ -1,0 +1,126 @@
+"""The Transformer layer that both towers are made of.
+
+Shapes: B images, K captions an image, N = B * K sequences, T query positions, S key positions, P image tokens,
+H heads, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_captioner import CaptionerConfig
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: CaptionerConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.dropout
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        is_causal: bool = False,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        """[N, T, D] -> [N, T, D]; `attention_mask` is boolean, True where a key may be seen."""
+        query, key, value = _split_heads(self.qkv_proj(hidden_states), 3, self.num_heads)
+        if past_key_values is not None:
+            key, value = past_key_values.self_attention_cache.update(key, value, self.layer_idx)
+        dropout = self.dropout if self.training else 0.0
+        context = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, is_causal)
+        return self.out_proj(_merge_heads(context))
+
+
+class CrossAttention(nn.Module):
+    """Attention from captions to image tokens. The K captions of an image share its keys and values uncopied."""
+
+    def __init__(self, config: CaptionerConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.dropout
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.kv_proj = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, past_key_values: EncoderDecoderCache | None = None
+    ) -> Tensor:
+        """[B * K, T, D] over [B, P, D] -> [B * K, T, D]."""
+        key, value = self._keys_and_values(encoder_hidden_states, past_key_values)
+        shape = hidden_states.shape
+        # Attention to an image is independent per query: the queries of its K captions line up as one long sequence.
+        query = self.q_proj(hidden_states).view(key.shape[0], -1, shape[-1])
+        (query,) = _split_heads(query, 1, self.num_heads)
+        dropout = self.dropout if self.training else 0.0
+        context = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return self.out_proj(_merge_heads(context).view(shape))
+
+    def _keys_and_values(
+        self, encoder_hidden_states: Tensor, past_key_values: EncoderDecoderCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """[B, P, D] -> keys and values [B, H, P, D / H], projected once for a whole generation."""
+        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
+            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            return layer.keys, layer.values
+        key, value = _split_heads(self.kv_proj(encoder_hidden_states), 2, self.num_heads)
+        if past_key_values is not None:
+            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
+            past_key_values.is_updated[self.layer_idx] = True
+        return key, value
+
+
+class TransformerLayer(GradientCheckpointingLayer):
+    """Pre-norm layer (Xiong et al. 2020, https://arxiv.org/abs/2002.04745), with cross-attention in the decoder."""
+
+    def __init__(self, config: CaptionerConfig, layer_idx: int, cross_attention: bool) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.self_attn_norm = nn.LayerNorm(width, eps)
+        self.self_attn = SelfAttention(config, layer_idx)
+        self.cross_attn_norm = nn.LayerNorm(width, eps) if cross_attention else None
+        self.cross_attn = CrossAttention(config, layer_idx) if cross_attention else None
+        self.mlp_norm = nn.LayerNorm(width, eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, config.intermediate_size), nn.GELU(), nn.Linear(config.intermediate_size, width)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        is_causal: bool = False,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        attended = self.self_attn(self.self_attn_norm(hidden_states), attention_mask, is_causal, past_key_values)
+        hidden_states = hidden_states + self.dropout(attended)
+        if self.cross_attn is not None:
+            attended = self.cross_attn(self.cross_attn_norm(hidden_states), encoder_hidden_states, past_key_values)
+            hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
+
+
+def _split_heads(projected: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
+    """[N, T, parts * D] -> `parts` tensors [N, H, T, D / H]."""
+    batch, length, width = projected.shape
+    heads = projected.view(batch, length, parts, num_heads, width // (parts * num_heads))
+    return tuple(heads.permute(2, 0, 3, 1, 4).unbind(0))
+
+
+def _merge_heads(context: Tensor) -> Tensor:
+    """[N, H, T, D / H] -> [N, T, D]."""
+    return context.transpose(1, 2).flatten(2)
+
+
+def causal_mask(query_length: int, key_length: int, device: torch.device) -> Tensor:
+    """[T, S], True where a query may see a key; the last query sees every key."""
+    return torch.ones(query_length, key_length, dtype=torch.bool, device=device).tril(key_length - query_length)

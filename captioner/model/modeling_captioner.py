@@ -1,0 +1,158 @@
+"""The captioner: image encoder and caption decoder as one transformers model.
+
+Shapes: B images, K captions an image, N = B * K sequences, T tokens, P image tokens, D width, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+
+from .configuration_captioner import CaptionerConfig
+from .decoder import CaptionerDecoder
+from .encoder import CaptionerEncoder, create_trunk
+
+IGNORE_INDEX = -100
+
+
+def shift_tokens_right(labels: Tensor, decoder_start_token_id: int, pad_token_id: int) -> Tensor:
+    """Decoder inputs [N, T] for labels [N, T]: position t reads label t - 1, position 0 the start token.
+
+    This is the only shift in the project: the logits at position t are scored against label t as it stands.
+    """
+    inputs = labels.roll(1, dims=1)
+    inputs[:, 0] = decoder_start_token_id
+    return inputs.masked_fill(inputs == IGNORE_INDEX, pad_token_id)
+
+
+def caption_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of logits [N, T, V] against labels [N, T], and the number of valid tokens.
+
+    Sum and count stay apart so that a mean over processes and accumulation steps is one true mean. Smoothing
+    spreads its mass evenly over the vocabulary (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7).
+    """
+    total = F.cross_entropy(
+        logits.flatten(0, 1).float(),
+        labels.flatten(),
+        ignore_index=IGNORE_INDEX,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+    return total, (labels != IGNORE_INDEX).sum()
+
+
+class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    config_class = CaptionerConfig
+    base_model_prefix = "captioner"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["TransformerLayer"]  # noqa: RUF012 - transformers' form
+    _tied_weights_keys = {"lm_head.weight": "decoder.embed_tokens.weight"}  # noqa: RUF012 - transformers' form
+
+    def __init__(self, config: CaptionerConfig) -> None:
+        super().__init__(config)
+        self.encoder = CaptionerEncoder(config)
+        self.decoder = CaptionerDecoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        for module in self.encoder.trunk.modules():
+            module._is_hf_initialized = True  # timm initialised it; transformers' own scheme would spoil it
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with the trunk's unsaved buffers (Swin's index tables, ...) computed anew.
+
+        The model is built on the meta device, where such buffers have no values to keep.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        trunk = model.encoder.trunk.model
+        saved = set(trunk.state_dict())
+        unsaved = [name for name, _ in trunk.named_buffers() if name not in saved]
+        if unsaved:
+            fresh = dict(create_trunk(model.config).named_buffers())
+            for name in unsaved:
+                buffer = trunk.get_buffer(name)
+                trunk.get_submodule(name.rpartition(".")[0]).register_buffer(
+                    name.rpartition(".")[2], fresh[name].to(buffer.device, buffer.dtype), persistent=False
+                )
+        return loaded
+
+    def get_encoder(self, *args: Any, **kwargs: Any) -> nn.Module:
+        return self.encoder
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.decoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.decoder.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        super().gradient_checkpointing_enable(*args, **kwargs)
+        self.encoder.trunk.model.set_grad_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        super().gradient_checkpointing_disable()
+        self.encoder.trunk.model.set_grad_checkpointing(False)
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        return shift_tokens_right(labels, self.config.decoder_start_token_id, self.config.pad_token_id)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        trunk_features: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = True,
+        **kwargs: Any,
+    ) -> Seq2SeqLMOutput:
+        """One pass: encode the images (unless `encoder_outputs` holds that), decode captions against them.
+
+        Args:
+            pixel_values: [B, 3, height, width], as the processor gives them.
+            trunk_features: [B, P, C], the trunk's tokens in place of pixels (cached by training).
+            decoder_input_ids: [B * K, T]: K captions an image, an image's captions in adjacent rows.
+            labels: [B * K, T], `IGNORE_INDEX` where nothing is to be predicted; gives `decoder_input_ids` by
+                `shift_tokens_right` where these are not given, and the loss: mean cross-entropy over valid tokens
+                (over `num_items_in_batch` where given).
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(pixel_values=pixel_values, trunk_features=trunk_features)
+        if decoder_input_ids is None:
+            if labels is None:
+                raise ValueError("forward needs decoder_input_ids or labels")
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+        hidden_states = self.decoder(decoder_input_ids, encoder_outputs[0], decoder_attention_mask, past_key_values)
+        logits = self.lm_head(hidden_states)
+
+        loss = None
+        if labels is not None:
+            total, count = caption_cross_entropy(logits, labels)
+            loss = total / (count if num_items_in_batch is None else num_items_in_batch)
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=past_key_values,
+            encoder_last_hidden_state=encoder_outputs[0],
+        )
