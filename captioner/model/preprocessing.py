@@ -1,0 +1,70 @@
+"""From an upright RGB image to model input, with Pillow and NumPy alone: one function for training,
+evaluation, inference and exported models."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+RESIZE_MODES = ("crop", "squash", "pad")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The whole preprocessing spec, as saved with a checkpoint.
+
+    Args:
+        image_size: height and width of the result, pixels.
+        resize_mode: "crop" scales the shorter side to `image_size / crop_pct` and cuts the centre; "squash" scales both sides;
+            "pad" scales the longer side and fills with the mean colour. Captions tell of the whole picture, so crop_pct
+            is 1 unless a trunk wants otherwise.
+        mean, std: of the RGB channels scaled to [0, 1].
+    """
+
+    image_size: int
+    resize_mode: str = "crop"
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if self.resize_mode not in RESIZE_MODES:
+            raise ValueError(f"resize_mode {self.resize_mode!r} is not one of {', '.join(RESIZE_MODES)}")
+        if self.interpolation not in RESAMPLING:
+            raise ValueError(f"interpolation {self.interpolation!r} is not one of {', '.join(RESAMPLING)}")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct {self.crop_pct} is not in (0, 1]")
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        """An RGB image of any size -> `image_size` squared."""
+        size, (width, height) = self.image_size, image.size
+        if (width, height) == (size, size) and self.crop_pct == 1.0:
+            return image
+        resampling = RESAMPLING[self.interpolation]
+        if self.resize_mode == "squash":
+            return image.resize((size, size), resampling)
+        if self.resize_mode == "pad":
+            scale = size / max(width, height)
+            inner = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), resampling)
+            canvas = Image.new("RGB", (size, size), tuple(round(255 * channel) for channel in self.mean))
+            canvas.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
+            return canvas
+        # One resampling straight from the kept box: no intermediate image, however large the photo.
+        side = min(width, height) * self.crop_pct
+        left, top = (width - side) / 2, (height - side) / 2
+        return image.resize((size, size), resampling, box=(left, top, left + side, top + side))
+
+    def normalize(self, image: Image.Image) -> np.ndarray:
+        """RGB image -> float32 [3, height, width], mean and std taken out."""
+        pixels = np.asarray(image, dtype=np.float32) / 255.0
+        return ((pixels - np.float32(self.mean)) / np.float32(self.std)).transpose(2, 0, 1)
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        return self.normalize(self.resize(image))
