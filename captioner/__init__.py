@@ -28,7 +28,9 @@ __all__ = [
 AutoConfig.register(CaptionerConfig.model_type, CaptionerConfig)
 AutoModelForImageTextToText.register(CaptionerConfig, CaptionerForConditionalGeneration)
 AutoTokenizer.register(CaptionerConfig, CaptionerTokenizer)
-AutoImageProcessor.register(CaptionerConfig, CaptionerImageProcessor)
+AutoImageProcessor.register(
+    CaptionerConfig, image_processor_classes={"torchvision": CaptionerImageProcessor, "pil": CaptionerImageProcessor}
+)
 AutoProcessor.register(CaptionerConfig, CaptionerProcessor)
 
 

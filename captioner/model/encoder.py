@@ -61,9 +61,9 @@ class TimmTrunk(nn.Module):
         return rows, num_patches // rows
 
 
-def create_trunk(config: CaptionerConfig) -> nn.Module:
-    """The bare timm model, randomly initialised: a constructor never downloads (weights are loaded in `build`)."""
-    trunk = timm.create_model(config.encoder_name, num_classes=0, **config.encoder_kwargs)
+def create_trunk(config: CaptionerConfig, **kwargs: Any) -> nn.Module:
+    """The timm model without its head; random unless `kwargs` ask for weights, which a constructor never does."""
+    trunk = timm.create_model(config.encoder_name, num_classes=0, **config.encoder_kwargs, **kwargs)
     if hasattr(trunk, "set_input_size") and "img_size" not in config.encoder_kwargs:
         trunk.set_input_size(img_size=config.image_size)
     # A head that never runs would leave parameters without gradients, which data-parallel training refuses.

@@ -54,6 +54,5 @@ class CaptionerImageProcessor(BaseImageProcessor):
 class CaptionerProcessor(ProcessorMixin):
     """Images to pixels, captions to ids and back."""
 
-
     def __init__(self, image_processor: CaptionerImageProcessor, tokenizer: CaptionerTokenizer) -> None:
         super().__init__(image_processor, tokenizer)
