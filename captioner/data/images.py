@@ -67,8 +67,7 @@ def load_image(source: str | Path | bytes | Image.Image | ReadableImage, min_siz
     scaled to 8 bits, not clipped. A picture that ends early is an error, not a picture with a grey half.
 
     Args:
-        source: a path, an encoded image, an object whose `read()` gives one, or a Pillow image (which is left as it
-            is, and returned itself where it is upright RGB already).
+        source: a path, an encoded image, an object whose `read()` gives one, or a Pillow image (which is left as is).
         min_size: pixels that the shorter side must keep. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size
             as far as that allows, several times faster; other formats ignore it.
 
@@ -90,7 +89,9 @@ def load_image(source: str | Path | bytes | Image.Image | ReadableImage, min_siz
     except Exception as error:  # whatever a decoder trips over in damaged data
         raise _explain(error, name) from error
     method = _UPRIGHT.get(_orientation(image))
-    return rgb if method is None else rgb.transpose(method)
+    upright = rgb.transpose(method) if method is not None else rgb.copy() if rgb is image else rgb
+    upright.info = {}  # an orientation left behind would turn the picture again
+    return upright
 
 
 def _name(source: object) -> str:

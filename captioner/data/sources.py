@@ -1,0 +1,640 @@
+"""Where samples come from: one `Sample` shape out of every layout that captions are kept in.
+
+`SourceConfig.path` and what lies there choose the layout:
+
+    dataset_*.json      Karpathy & Fei-Fei 2015: images[].filename, filepath, sentences[].raw, split
+    captions_*.json     COCO: images[].id, file_name and annotations[].image_id, caption
+    .jsonl .csv .tsv    a row has an image's name and a caption, or (jsonl) a list of captions
+    .parquet            the same; the images may lie in the table itself
+    a folder            with metadata.csv or captions.csv (.jsonl) in it, else photo.jpg and photo.txt, a caption a line
+    hf:NAME             `datasets`: a folder on this machine, else a name on the Hub
+
+In tables, rows of one image become one sample. Images are found, not decoded.
+"""
+
+import csv
+import difflib
+import hashlib
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from captioner.config import SourceConfig
+from captioner.data.images import IMAGE_EXTENSIONS
+from captioner.errors import CaptionerError
+
+MAX_CAPTION_CHARACTERS = 10_000
+MAX_LINE_BYTES = 2**24
+MAX_JSON_BYTES = 2**32
+
+FOLDER_TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "captions.jsonl", "captions.csv")
+
+Row = tuple[str, dict[str, Any]]  # where it stands, for error messages, and its columns
+Report = Callable[[str, str], None]  # (where, reason): raises, or notes a skip
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An encoded image in a table on disk: read when it is decoded, so that a table larger than memory will do.
+
+    Two are equal if they hold the same picture.
+    """
+
+    where: str = field(compare=False)
+    table: Any = field(compare=False, repr=False)
+    row: int = field(compare=False)
+    column: str = field(compare=False)
+    key: bytes | int
+
+    def read(self) -> bytes:
+        data: bytes = self.table[self.row][self.column]["bytes"]
+        return data
+
+    def __str__(self) -> str:
+        return self.where
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An image and what is said of it.
+
+    Attributes:
+        id: the layout's own number, else the image's name as the source gives it, else the row's number.
+        image: what `load_image` takes.
+        captions: at least one; white space collapsed, otherwise as written.
+        labels: class names or tags, from `label_column`.
+    """
+
+    id: str | int
+    image: str | bytes | Image.Image | StoredImage
+    captions: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Something left out: where (file and row) and why."""
+
+    where: str
+    reason: str
+
+
+def load_samples(config: SourceConfig) -> tuple[list[Sample], list[Skip]]:
+    """All samples of a source in its own order, and what was left out. Raises as `iter_samples` does."""
+    skips: list[Skip] = []
+    return list(iter_samples(config, skips.append)), skips
+
+
+def iter_samples(config: SourceConfig, on_skip: Callable[[Skip], object]) -> Iterator[Sample]:
+    """Samples of a source, one by one; with `streaming` nothing else is held in memory.
+
+    A missing image, an empty caption, a malformed row cost what `config.on_error` says: they raise, or they are left
+    out and told to `on_skip`. Of a streamed data set, only neighbouring rows of one image become one sample.
+
+    Raises:
+        CaptionerError: such a problem under `on_error: raise`; and always a source, split or column that does not
+            exist (the message lists those that do), or a source without a single usable sample.
+    """
+    first: list[str] = []
+
+    def report(where: str, reason: str) -> None:
+        if config.on_error == "raise":
+            raise CaptionerError(f"{where}: {reason} (on_error: skip would leave it out)")
+        if not first:
+            first.append(f"; the first problem: {where}: {reason}")
+        on_skip(Skip(where, reason))
+
+    empty = True
+    try:
+        for sample in _read(config, report):
+            empty = False
+            yield sample
+    except OSError as error:
+        raise CaptionerError(f"{error.filename or config.path}: {error.strerror or error}") from error
+    if empty:
+        raise CaptionerError(f"{config.path}: no usable sample" + "".join(first))
+
+
+def _read(config: SourceConfig, report: Report) -> Iterator[Sample]:
+    if config.path.startswith("hf:"):
+        return _read_dataset(config, report)
+    path = os.path.expanduser(config.path)
+    if os.path.isdir(path):
+        return _read_folder(path, config, report)
+    if not os.path.isfile(path):
+        raise CaptionerError(f"{path}: no such file or folder")
+    return _read_file(path, config, report)
+
+
+def _read_file(path: str, config: SourceConfig, report: Report) -> Iterator[Sample]:
+    beside = os.path.dirname(path)
+    folders = _ImageFolders(config.images, [beside, os.path.join(beside, "images")])
+    match os.path.splitext(path)[1].lower():
+        case ".json":
+            return _read_json(path, config, folders, report)
+        case ".jsonl":
+            return _merge(_parse(_jsonl_rows(path, report), config, folders, report))
+        case ".csv" | ".tsv":
+            return _merge(_parse(_csv_rows(path, config, report), config, folders, report))
+        case ".parquet":
+            return _merge(_parse(_parquet_rows(path, config), config, folders, report))
+    raise CaptionerError(f"{path}: not a layout we read; give .json, .jsonl, .csv, .tsv, .parquet, a folder or hf:NAME")
+
+
+# Finding and checking what rows hold
+
+
+class _ImageFolders:
+    """Finds the images that a source names, and remembers: a table names an image once for each caption.
+
+    Names in a user's own file may be absolute or climb out with `..`: whoever wrote the file may read those images.
+    A data set from the Hub was written by others; its names stay inside the folder (`confined`).
+    """
+
+    def __init__(self, chosen: str | None, defaults: list[str], confined: bool = False) -> None:
+        self.folders = [os.path.expanduser(chosen)] if chosen else defaults
+        self.confined = confined
+        self.found: dict[str, str | None] = {}
+        if chosen and not os.path.isdir(self.folders[0]):
+            raise CaptionerError(f"images: no such folder: {chosen}")
+
+    def find(self, name: object, where: str, report: Report) -> str | None:
+        """The path of the image, or None once reported."""
+        if not isinstance(name, str) or not name.strip():
+            report(where, f"the image's name is {'empty' if not name else f'not text: {name!r:.60}'}")
+            return None
+        if name not in self.found:
+            self.found[name] = self._search(name)
+        if self.found[name] is None:
+            report(where, f"the image is missing: {name!r} is not in {' or '.join(f or '.' for f in self.folders)}")
+        return self.found[name]
+
+    def _search(self, name: str) -> str | None:
+        if self.confined and (os.path.isabs(name) or os.path.normpath(name).startswith("..")):
+            return None
+        for folder in self.folders:
+            path = os.path.normpath(os.path.join(folder, name))
+            if os.path.isfile(path):
+                return path
+        return None
+
+
+def _captions(values: object, where: str, report: Report) -> tuple[str, ...]:
+    """The captions that can be used; the others are reported."""
+    captions = values if isinstance(values, list | tuple) else [values]
+    if not captions:
+        report(where, "the image has no caption")
+    good = []
+    for caption in captions:
+        if caption is not None and not isinstance(caption, str):
+            report(where, f"the caption is not text: {caption!r:.60}")
+            continue
+        text = " ".join(caption.split()) if caption else ""
+        if not text:
+            report(where, "the caption is empty")
+        elif len(text) > MAX_CAPTION_CHARACTERS:
+            report(where, f"the caption has {len(text):,} characters, over the limit of {MAX_CAPTION_CHARACTERS:,}")
+        elif not text.isascii() and ("\ufffd" in text or any("\ud800" <= c <= "\udfff" for c in text)):
+            report(where, f"the caption is not valid Unicode text: {text!r:.60}")
+        else:
+            good.append(text)
+    return tuple(good)
+
+
+def _labels(values: object, where: str, report: Report) -> tuple[str, ...]:
+    labels = values if isinstance(values, list | tuple) else [] if values is None else [values]
+    good: dict[str, None] = {}
+    for label in labels:
+        if isinstance(label, str | int):
+            good[str(label).strip()] = None
+        else:
+            report(where, f"the label is not text: {label!r:.60}")
+    good.pop("", None)
+    return tuple(good)
+
+
+def _in_split(rows: Iterable[Row], path: str, split: str | None) -> Iterator[Row]:
+    """Rows whose `split` is the one chosen; restval is the part of COCO's validation set that everyone trains on."""
+    counts: Counter[str] = Counter()
+    for where, row in rows:
+        name = row.get("split")
+        if name is not None:
+            counts[str(name)] += 1
+        if split is None or name == split or (split == "train" and name == "restval"):
+            yield where, row
+    known = ", ".join(f"{name!r} ({count:,} rows)" for name, count in counts.items())
+    if split is None and len(counts) > 1:
+        raise CaptionerError(f"{path}: holds several splits; choose one with `split`: {known}")
+    if split is not None and not counts:
+        raise CaptionerError(f"{path}: is not divided into splits, so there is no {split!r}; leave `split` out")
+    if split is not None and split not in counts and not (split == "train" and "restval" in counts):
+        raise CaptionerError(f"{path}: no split {split!r}; there is {known}{_nearest(split, counts)}")
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), 1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _missing_column(names: Iterable[str], config: SourceConfig) -> str | None:
+    """What to say if a column that the config names is not there."""
+    names = list(names)
+    for key in ("image_column", "caption_column", "label_column"):
+        column = getattr(config, key)
+        if column is None or column in names or (key == "image_column" and "file_name" in names):
+            continue
+        there = ", ".join(repr(name) for name in names[:50])
+        return f"no column {column!r} (set {key}); there is {there}{_nearest(column, names)}"
+    return None
+
+
+def _image_column(names: Iterable[str], config: SourceConfig) -> str:
+    """`file_name` is what metadata files call it by the habit of `datasets`' imagefolder."""
+    return config.image_column if config.image_column in names else "file_name"
+
+
+# From rows to samples
+
+
+def _parse(rows: Iterable[Row], config: SourceConfig, folders: _ImageFolders, report: Report) -> Iterator[Sample]:
+    """A sample a row."""
+    for number, (where, row) in enumerate(_in_split(rows, config.path, config.split)):
+        if problem := _missing_column(row, config):
+            report(where, problem)
+            continue
+        image = row[_image_column(row, config)]
+        identifier = number
+        if isinstance(image, StoredImage):
+            identifier = image.row
+        elif not isinstance(image, bytes):
+            identifier, image = image, folders.find(image, where, report)
+        captions = _captions(row[config.caption_column], where, report)
+        labels = _labels(row[config.label_column], where, report) if config.label_column else ()
+        if image is not None and captions:
+            yield Sample(identifier, image, captions, labels)
+
+
+def _merge(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """One sample an image, in the order of first appearance."""
+    groups: dict[Any, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.image, []).append(sample)
+    return map(_join, groups.values())
+
+
+def _merge_neighbours(samples: Iterable[Sample]) -> Iterator[Sample]:
+    return (_join(list(group)) for _, group in itertools.groupby(samples, key=lambda sample: sample.image))
+
+
+def _join(samples: list[Sample]) -> Sample:
+    captions = tuple(caption for sample in samples for caption in sample.captions)
+    labels = tuple(dict.fromkeys(label for sample in samples for label in sample.labels))
+    return replace(samples[0], captions=captions, labels=labels)
+
+
+# Files
+
+
+def _read_json(path: str, config: SourceConfig, folders: _ImageFolders, report: Report) -> Iterator[Sample]:
+    if os.path.getsize(path) > MAX_JSON_BYTES:
+        raise CaptionerError(f"{path}: over the limit of {MAX_JSON_BYTES:,} bytes; use .jsonl or .parquet")
+    try:
+        with open(path, "rb") as file:
+            tree = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise CaptionerError(f"{path}: not a JSON file: {error}") from error
+    images = tree.get("images") if isinstance(tree, dict) else None
+    if isinstance(images, list) and isinstance(tree.get("annotations"), list):
+        return _read_coco(path, tree, config, folders, report)
+    if isinstance(images, list) and any(isinstance(image, dict) and "sentences" in image for image in images):
+        return _read_karpathy(path, images, config, folders, report)
+    raise CaptionerError(
+        f"{path}: neither Karpathy's layout (images[].sentences) nor COCO's (images[] and annotations[]); "
+        "a list of rows goes into a .jsonl, one object a line"
+    )
+
+
+def _read_karpathy(
+    path: str, images: list[Any], config: SourceConfig, folders: _ImageFolders, report: Report
+) -> Iterator[Sample]:
+    seen: dict[str | int, str] = {}
+    rows = _objects(images, f"{path}: images", report)
+    for where, image in _in_split(rows, path, config.split):
+        identifier: Any = image.get("cocoid", image.get("imgid", image.get("filename")))
+        name = image.get("filename")
+        if isinstance(name, str) and isinstance(image.get("filepath"), str):
+            name = os.path.join(image["filepath"], name)
+        if not _is_new(identifier, where, seen, report):
+            continue
+        file = folders.find(name, where, report)
+        sentences = image.get("sentences")
+        raw = [s.get("raw") if isinstance(s, dict) else s for s in sentences] if isinstance(sentences, list) else []
+        captions = _captions(raw, where, report)
+        labels = _labels(image.get(config.label_column), where, report) if config.label_column else ()
+        if file and captions:
+            yield Sample(identifier, file, captions, labels)
+
+
+def _read_coco(
+    path: str, tree: dict[str, Any], config: SourceConfig, folders: _ImageFolders, report: Report
+) -> Iterator[Sample]:
+    if config.split is not None:
+        raise CaptionerError(f"{path}: a COCO file is one split; leave `split` out")
+    if not any(isinstance(annotation, dict) and "caption" in annotation for annotation in tree["annotations"]):
+        raise CaptionerError(f"{path}: its annotations have no captions; COCO's are in captions_*.json")
+    if not config.images:  # annotations/captions_val2017.json and val2017/ are siblings in COCO's own archive
+        split_folder = os.path.splitext(os.path.basename(path))[0].rpartition("_")[2]
+        folders.folders.append(os.path.join(os.path.dirname(path), "..", split_folder))
+    seen: dict[str | int, str] = {}
+    images: dict[str | int, Row] = {}
+    for where, image in _objects(tree["images"], f"{path}: images", report):
+        if _is_new(image.get("id"), where, seen, report):
+            images[image["id"]] = (where, image)
+    captions: dict[str | int, list[str]] = {}
+    for where, annotation in _objects(tree["annotations"], f"{path}: annotations", report):
+        identifier = annotation.get("image_id")
+        if not isinstance(identifier, str | int) or identifier not in seen:
+            report(where, f"there is no image with the id {identifier!r:.60}")
+            continue
+        captions.setdefault(identifier, []).extend(_captions(annotation.get("caption"), where, report))
+    for identifier, (where, image) in images.items():
+        if identifier not in captions:
+            report(where, "the image has no caption")
+            continue
+        file = folders.find(image.get("file_name"), where, report)
+        labels = _labels(image.get(config.label_column), where, report) if config.label_column else ()
+        if file and captions[identifier]:
+            yield Sample(identifier, file, tuple(captions[identifier]), labels)
+
+
+def _objects(values: list[Any], where: str, report: Report) -> Iterator[Row]:
+    for index, value in enumerate(values):
+        if isinstance(value, dict):
+            yield f"{where}[{index}]", value
+        else:
+            report(f"{where}[{index}]", f"malformed: not an object but {value!r:.60}")
+
+
+def _is_new(identifier: object, where: str, seen: dict[str | int, str], report: Report) -> bool:
+    if not isinstance(identifier, str | int):
+        report(where, f"malformed: the image's id is {identifier!r:.60}")
+        return False
+    if identifier in seen:
+        report(where, f"the id {identifier!r} is taken by {seen[identifier]}")
+        return False
+    seen[identifier] = where
+    return True
+
+
+def _jsonl_rows(path: str, report: Report) -> Iterator[Row]:
+    with open(path, "rb") as file:
+        lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
+        for number, line in enumerate(lines, 1):
+            where = f"{path}:{number}"
+            if len(line) == MAX_LINE_BYTES:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(MAX_LINE_BYTES)
+                report(where, f"the line is over the limit of {MAX_LINE_BYTES:,} bytes")
+                continue
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                report(where, f"malformed row: not JSON: {error}")
+                continue
+            if isinstance(row, dict):
+                yield where, row
+            else:
+                report(where, f"malformed row: not an object but {row!r:.60}")
+
+
+def _csv_rows(path: str, config: SourceConfig, report: Report) -> Iterator[Row]:
+    """Delimited by whichever of `,` `;` `|` and tab the header has most of. `where` counts lines as editors do."""
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        lines = iter(lambda: file.readline(MAX_LINE_BYTES), "")
+        first = next(lines, "")
+        reader = csv.reader(
+            itertools.chain([first], lines), delimiter=max(",;|\t", key=first.count), skipinitialspace=True, strict=True
+        )
+        try:
+            header = [name.strip() for name in next(reader, [])]
+        except csv.Error as error:
+            raise CaptionerError(f"{path}: not a csv file: {error}") from error
+        if problem := _missing_column(header, config):
+            raise CaptionerError(f"{path}: {problem}")
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                report(f"{path}:{reader.line_num}", f"malformed row: {error}")
+                continue
+            if len(cells) == len(header):
+                yield f"{path}:{reader.line_num}", dict(zip(header, cells, strict=True))
+            elif cells:
+                report(f"{path}:{reader.line_num}", f"malformed row: {len(cells)} fields, the header has {len(header)}")
+
+
+def _read_folder(path: str, config: SourceConfig, report: Report) -> Iterator[Sample]:
+    for name in FOLDER_TABLES:
+        if os.path.isfile(os.path.join(path, name)):
+            return _read_file(os.path.join(path, name), config, report)
+    for name in sorted(os.listdir(path)):
+        if name in ("dataset_info.json", "dataset_dict.json"):
+            raise CaptionerError(f"{path}: saved by `datasets`; write hf:{path}")
+        if name.endswith(".json") and name.startswith(("dataset_", "captions_")):
+            raise CaptionerError(f"{path}: holds {name}; give that file as the path")
+    if config.split is not None:
+        raise CaptionerError(f"{path}: a folder is one split; leave `split` out")
+    return _read_sidecars(path, report)
+
+
+def _read_sidecars(path: str, report: Report) -> Iterator[Sample]:
+    for folder, subfolders, files in os.walk(path):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        names = sorted(name for name in files if not name.startswith("."))
+        images = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS]
+        texts = {name for name in names if name.lower().endswith(".txt")}
+        unused = set(texts)
+        for name in images:
+            image = os.path.join(folder, name)
+            text = os.path.splitext(name)[0] + ".txt"
+            unused.discard(text)
+            if text not in texts:
+                report(image, f"the image has no caption: no {text} beside it")
+            elif captions := _read_text(os.path.join(folder, text), report):
+                yield Sample(os.path.relpath(image, path).replace(os.sep, "/"), image, captions)
+        for text in sorted(unused):
+            report(os.path.join(folder, text), "the image is missing: there is none of this name beside it")
+
+
+def _read_text(path: str, report: Report) -> tuple[str, ...]:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        text = file.read(MAX_LINE_BYTES)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        report(path, "the caption is empty")
+    return tuple(caption for number, line in lines for caption in _captions(line, f"{path}:{number}", report))
+
+
+# `datasets`
+
+
+def _read_dataset(config: SourceConfig, report: Report) -> Iterator[Sample]:
+    name = os.path.expanduser(config.path.removeprefix("hf:"))
+    local = os.path.isdir(name)
+    folders = _ImageFolders(config.images, [name] if local else [], confined=not local)
+    splits = _open_splits(name, config)
+    if config.split is not None and config.split in splits:
+        table = splits[config.split]
+        table = table.remove_columns("split") if "split" in _column_names(table) else table
+        config = config.model_copy(update={"split": None})  # done
+    elif len(splits) == 1:
+        table = next(iter(splits.values()))  # perhaps divided by a column
+    elif config.split is None:
+        raise CaptionerError(f"{config.path}: holds several splits; choose one with `split`: {', '.join(splits)}")
+    else:
+        there = ", ".join(splits)
+        raise CaptionerError(
+            f"{config.path}: no split {config.split!r}; there is {there}{_nearest(config.split, splits)}"
+        )
+    if config.streaming:
+        return _merge_neighbours(_parse(_streamed_rows(table, config), config, folders, report))
+    return _merge(_parse(_stored_rows(table, config), config, folders, report))
+
+
+def _open_splits(name: str, config: SourceConfig) -> dict[str, Any]:
+    """Each split as a `datasets.Dataset`, or an `IterableDataset` if it is to be streamed. Its code is never run."""
+    import datasets  # a second or two that the other layouts need not pay
+
+    try:
+        if not any(os.path.isfile(os.path.join(name, mark)) for mark in ("state.json", "dataset_dict.json")):
+            loaded = datasets.load_dataset(name, streaming=config.streaming)
+            return dict(loaded)
+        saved = datasets.load_from_disk(name)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise CaptionerError(f"{config.path}: {_first_line(error)}") from error
+    splits = dict(saved) if isinstance(saved, dict) else {str(saved.split or "all"): saved}
+    return {key: table.to_iterable_dataset() if config.streaming else table for key, table in splits.items()}
+
+
+def _column_names(table: Any) -> list[str]:
+    return table.column_names or list(next(iter(table.take(1)), {}))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _encoded(table: Any, config: SourceConfig) -> tuple[Any, str]:
+    """The table with its images left encoded, and the name of their column."""
+    import datasets
+
+    names = _column_names(table)
+    if problem := _missing_column(names, config):
+        raise CaptionerError(f"{config.path}: {problem}")
+    column = _image_column(names, config)
+    feature = (table.features or {}).get(column)
+    if feature is None or getattr(feature, "dtype", None) in ("string", "large_string"):
+        return table, column
+    try:
+        return table.cast_column(column, datasets.Image(decode=False)), column
+    except (TypeError, ValueError) as error:
+        raise CaptionerError(f"{config.path}: the column {column!r} holds neither images nor names") from error
+
+
+def _label_names(table: Any, config: SourceConfig) -> list[str] | None:
+    """Names of classes that the table keeps as numbers."""
+    feature = (table.features or {}).get(config.label_column)
+    names: list[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
+    return names
+
+
+def _named(labels: Any, names: list[str]) -> Any:
+    if isinstance(labels, list):
+        return [_named(label, names) for label in labels]
+    return names[labels] if isinstance(labels, int) and 0 <= labels < len(names) else labels
+
+
+def _parquet_rows(path: str, config: SourceConfig) -> Iterator[Row]:
+    import datasets
+
+    try:
+        table = datasets.Dataset.from_parquet(path)  # memory-mapped from the cache of `datasets`
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise CaptionerError(f"{path}: not a parquet file: {_first_line(error)}") from error
+    return _stored_rows(table, config)
+
+
+def _stored_rows(table: Any, config: SourceConfig) -> Iterator[Row]:
+    table, column = _encoded(table, config)
+    encoded = table.select_columns([column])
+    classes = _label_names(table, config)
+    wanted = {column, config.caption_column, config.label_column, "split"}
+    table = table.select_columns([name for name in table.column_names if name in wanted])
+    row = 0
+    for batch in table.with_format("arrow").iter(batch_size=1000):
+        cells = batch.drop_columns([column]).to_pydict()
+        if classes:
+            cells[config.label_column] = [_named(labels, classes) for labels in cells[config.label_column]]
+        for index, image in enumerate(_images_of(batch, column, config)):
+            where = f"{config.path}: row {row}"
+            stored = StoredImage(where, encoded, row, column, image or row) if isinstance(image, bytes) else image
+            yield where, {column: stored} | {name: values[index] for name, values in cells.items()}
+            row += 1
+
+
+def _images_of(batch: pa.Table, column: str, config: SourceConfig) -> Iterator[str | bytes | None]:
+    """The image's path where the table has paths; else a digest, the same for two rows that show the same picture.
+
+    A table with a list of captions has a row an image: nothing to compare, so images are not read and digests empty.
+    """
+    cells = batch.column(column)
+    if not pa.types.is_struct(cells.type):
+        yield from cells.to_pylist()
+        return
+    compare = not pa.types.is_list(batch.schema.field(config.caption_column).type)
+    for data, path in zip(pc.struct_field(cells, "bytes"), pc.struct_field(cells, "path").to_pylist(), strict=True):
+        if not data.is_valid:
+            yield path
+        else:
+            yield hashlib.blake2b(data.as_buffer(), digest_size=16).digest() if compare else b""
+
+
+def _streamed_rows(table: Any, config: SourceConfig) -> Iterator[Row]:
+    import datasets
+
+    classes = _label_names(table, config)
+    try:
+        table, column = _encoded(table, config)
+        for number, row in enumerate(table):
+            image = row[column]
+            if isinstance(image, dict):
+                image = image["bytes"] or _fetch(image["path"])
+            named = {config.label_column: _named(row[config.label_column], classes)} if classes else {}
+            yield f"{config.path}: row {number}", row | {column: image} | named
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise CaptionerError(f"{config.path}: {_first_line(error)}") from error
+
+
+def _fetch(path: str | None) -> str | bytes | None:
+    """An image that is streamed as a file of its own: from the Hub, or out of an archive there or here."""
+    if path is None or "://" not in path:
+        return path
+    archive = path.rpartition("::")[2]
+    if not archive.startswith("hf://") and "://" in archive:
+        return path  # a data set does not choose which other servers we ask
+    with fsspec.open(path, "rb") as file:
+        data: bytes = file.read()
+    return data
