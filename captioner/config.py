@@ -24,15 +24,28 @@ class SourceConfig(Section):
     """Where samples come from; the layout is read off the path (see `captioner.data.sources`)."""
 
     path: str = Field(
-        description="A Karpathy or COCO .json, .jsonl, .csv, .parquet, a folder, or hf:NAME for `datasets`."
+        min_length=1,
+        description="A Karpathy or COCO .json, .jsonl, .csv, .tsv, .parquet, a folder, or hf:NAME for `datasets`.",
     )
-    images: str | None = Field(None, description="Folder that relative image names start from; default: beside `path`.")
-    split: str | None = Field(None, description="Karpathy split, `datasets` split or value of a `split` column.")
+    images: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder that relative image names start from; default: beside `path`, or images/ there.",
+    )
+    split: str | None = Field(
+        None, description="Karpathy or `datasets` split, or value of a `split` column; needed where there are several."
+    )
     streaming: bool = Field(False, description="`datasets` only: iterate without downloading the whole.")
-    image_column: str = "image"
-    caption_column: str = "caption"
-    label_column: str | None = None
+    image_column: str = Field("image", description="Of tables: image or its name; file_name is found without asking.")
+    caption_column: str = Field("caption", description="Of tables: a caption, or a list of captions.")
+    label_column: str | None = Field(None, description="Class or tags of an image, a string or a list; default: none.")
     on_error: Literal["raise", "skip"] = Field("raise", description="What a missing image or malformed row costs.")
+
+    @model_validator(mode="after")
+    def _only_datasets_stream(self) -> "SourceConfig":
+        if self.streaming and not self.path.startswith("hf:"):
+            raise ValueError("streaming needs a path of the form hf:NAME")
+        return self
 
 
 class DataConfig(Section):
