@@ -129,8 +129,9 @@ def _read(source: str | Path | bytes | ReadableImage, name: str) -> bytes:
 
 def _open(data: bytes, name: str) -> Image.Image:
     """Read the header; pixels are decoded later."""
+    file = io.BytesIO(data)
     try:
-        return Image.open(io.BytesIO(data), formats=_formats())
+        image = Image.open(file, formats=_formats())
     except UnidentifiedImageError as error:
         if data[4:8] == b"ftyp":
             message = "HEIC, AVIF or video, which this Pillow cannot decode (for HEIC: pillow-heif, or convert to JPEG)"
@@ -140,6 +141,11 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise ImageError(name, "not_an_image", "not an image in a format we read, whatever its name says") from error
     except Exception as error:  # as above
         raise _explain(error, name) from error
+    # Half a JPEG followed by zeros (a preallocated download) decodes without complaint, to half a picture. Pillow has
+    # read up to the scan; what ends it cannot occur within it.
+    if image.format == "JPEG" and data.rfind(b"\xff\xd9", file.tell()) < 0:
+        raise ImageError(name, "truncated", "the image is truncated: it has no end marker")
+    return image
 
 
 @functools.cache
@@ -188,7 +194,7 @@ def _grey_to_8_bits(image: Image.Image) -> Image.Image:
         floor, ceiling = 0.0, 65535.0
     if low < floor or high > ceiling:
         floor, ceiling = low, high
-    grey = np.rint((known - floor) * (255 / (ceiling - floor))).astype(np.uint8)
+    grey = np.rint((known - floor) * (255 / ((ceiling - floor) or 1))).astype(np.uint8)
     transparent = image.info.get("transparency")
     if transparent is not None:
         grey[values == transparent] = 255
