@@ -3,6 +3,8 @@
 Source: M. Denkowski and A. Lavie, "Meteor Universal: Language Specific Translation Evaluation for Any Target
 Language", WMT 2014. A hypothesis is aligned to each reference by equal words, equal stems, WordNet synonyms and
 paraphrases; a weighted harmonic mean of precision and recall is lowered by how scattered the alignment is.
+
+One defect of the Java program is not reproduced: it takes words for equal whose 32-bit hashes are ("c9" and "aw").
 """
 
 from collections import Counter
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple
 from captioner.metrics.meteor_data import LONGEST_PHRASE, MeteorData, normalized_words
 from captioner.metrics.stemmer import stem
 
-# The parameters for English ("rank" task) of the paper's table 3.
+# The official program's parameters for English (its task "rank").
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 EXACT, STEM, SYNONYM, PARAPHRASE = range(4)  # the matchers, in the order in which they propose matches
 MATCHER_WEIGHTS = (1.0, 0.6, 0.8, 0.6)
@@ -23,8 +25,8 @@ MATCHER_WEIGHTS = (1.0, 0.6, 0.8, 0.6)
 # The alignment search keeps this many partial alignments. It ranks them by covered words (most), then chunks (fewest),
 # then distance (least), packed into one integer cost, the least of which wins.
 BEAM_SIZE = 40
-CHUNK_COST = 1 << 30
-COVER_GAIN = 1 << 44
+CHUNK_COST = 1 << 40
+COVER_GAIN = 1 << 60
 
 
 class Meteor:
@@ -145,27 +147,27 @@ class Statistics(NamedTuple):
     chunks: int  # runs of matches that are contiguous, in the same order, in both
 
     @property
-    def is_identical(self) -> bool:
+    def is_unbroken(self) -> bool:
         """Whether all words match in one chunk, which costs no penalty."""
         hypothesis, reference = self.hypothesis, self.reference
         return hypothesis.matches == hypothesis.length and reference.matches == reference.length and self.chunks == 1
 
     def score(self) -> float:
-        """The paper's equations 1 to 4; 0 where nothing matches."""
+        """The weighted harmonic mean of precision and recall, less the penalty; 0 where nothing matches."""
         matches = (self.hypothesis.matches + self.reference.matches) / 2
         if matches == 0:
             return 0.0
         f_mean = 1 / ((1 - ALPHA) / self.hypothesis.matched_share() + ALPHA / self.reference.matched_share())
-        fragmentation = 0.0 if self.is_identical else self.chunks / matches
+        fragmentation = 0.0 if self.is_unbroken else self.chunks / matches
         return f_mean * (1 - GAMMA * fragmentation**BETA)
 
     @classmethod
     def total(cls, statistics: Sequence["Statistics"]) -> "Statistics":
-        """Sums over images; like the penalty, the chunk of an identical pair is left out."""
+        """Sums over images; like the penalty, the one chunk of an unbroken image is left out."""
         return cls(
             hypothesis=Side.total([image.hypothesis for image in statistics]),
             reference=Side.total([image.reference for image in statistics]),
-            chunks=sum(image.chunks for image in statistics if not image.is_identical),
+            chunks=sum(image.chunks for image in statistics if not image.is_unbroken),
         )
 
 
@@ -226,70 +228,84 @@ def _candidates(hypothesis: Sentence, reference: Sentence) -> list[list[Match]]:
     return found
 
 
+class Option(NamedTuple):
+    """A match with what the search asks about it."""
+
+    match: Match
+    words: int  # bit mask of the hypothesis words that it takes
+    gain: int
+    distance: int
+
+    @classmethod
+    def of(cls, match: Match) -> "Option":
+        words = ((1 << match.hypothesis_length) - 1) << match.hypothesis_start
+        covered = _covered(match.matcher, match.length) + _covered(match.matcher, match.hypothesis_length)
+        return cls(match, words, COVER_GAIN * covered, abs(match.start - match.hypothesis_start))
+
+
+def _covered(matcher: int, length: int) -> int:
+    """The words that count as covered: half of them, rounded down, unless they are equal; so a synonym counts none."""
+    return length if matcher == EXACT else length // 2
+
+
 class Partial(NamedTuple):
     """An alignment of the reference up to some word."""
 
     cost: int
-    covered: int  # bit mask of the hypothesis words in use
+    words: int  # bit mask of the hypothesis words in use
     end: int  # the hypothesis word after the last match, or -1 where the last reference word is unmatched
     next_start: int  # the first reference word that is still free
     matches: tuple[Any, ...]  # (last match, (the one before, ...)), or ()
 
+    @property
+    def closed_cost(self) -> int:
+        """The cost when no match follows, which completes the last chunk."""
+        return self.cost if self.end == -1 else self.cost + CHUNK_COST
+
+    def extended(self, start: int, options: list[Option], forced: bool) -> Iterator["Partial"]:
+        """The alignments that take one of `options` for the reference word at `start`, then the one that takes none.
+
+        As in the official program, the distance of an option is charged to those after it, not to itself, unless it
+        is forced: then it is the only one, and taking none is no choice.
+        """
+        cost = self.cost
+        for option in options:
+            if self.words & option.words:
+                continue
+            match = option.match
+            breaks = self.end not in (-1, match.hypothesis_start)
+            yield Partial(
+                cost - option.gain + CHUNK_COST * breaks + option.distance * forced,
+                self.words | option.words,
+                match.hypothesis_start + match.hypothesis_length,
+                start + match.length,
+                (match, self.matches),
+            )
+            cost += option.distance
+        if not forced:
+            yield Partial(self.closed_cost - self.cost + cost, self.words, -1, start + 1, self.matches)
+
 
 def _align(candidates: list[list[Match]]) -> list[Match]:
-    """The best alignment that a beam search over the reference's words finds, in the reference's order.
-
-    As in the official program, covered words are counted by matcher and rounded down (a single stem, synonym or
-    paraphrase counts nothing), and the distance of a match is charged to the alignments that go without it.
-    """
+    """The best alignment that a beam search over the reference's words finds, in the reference's order."""
     unrivalled = _unrivalled(candidates)
     beam = [Partial(0, 0, -1, 0, ())]
     for start, matches in enumerate(candidates):
-        options = [
-            (
-                match,
-                ((1 << match.hypothesis_length) - 1) << match.hypothesis_start,
-                COVER_GAIN * (_cover(match.matcher, match.length) + _cover(match.matcher, match.hypothesis_length)),
-                abs(match.start - match.hypothesis_start),
-            )
-            for match in matches
-        ]
-        beam.sort(key=itemgetter(0))
+        options = [Option.of(match) for match in matches]
         grown = []
-        for partial in beam[:BEAM_SIZE]:
-            cost, covered, end, next_start, chosen = partial
-            if start < next_start:
+        for partial in beam:
+            if start < partial.next_start:
                 grown.append(partial)
-                continue
-            for match, mask, gain, distance in options:
-                if covered & mask:
-                    continue
-                break_cost = CHUNK_COST if end not in (-1, match.hypothesis_start) else 0
-                grown.append(
-                    Partial(
-                        cost - gain + break_cost + (distance if start in unrivalled else 0),
-                        covered | mask,
-                        match.hypothesis_start + match.hypothesis_length,
-                        start + match.length,
-                        (match, chosen),
-                    )
-                )
-                cost += distance
-            if start not in unrivalled:
-                grown.append(Partial(cost + (CHUNK_COST if end != -1 else 0), covered, -1, start + 1, chosen))
-        beam = grown
-    beam.sort(key=itemgetter(0))
-    best = min(beam[:BEAM_SIZE], key=lambda partial: partial.cost + (CHUNK_COST if partial.end != -1 else 0))
+            else:
+                grown += partial.extended(start, options, forced=start in unrivalled)
+        grown.sort(key=itemgetter(0))  # by cost; the order of equals is kept, and decides
+        beam = grown[:BEAM_SIZE]
+    chosen = min(beam, key=lambda partial: partial.closed_cost).matches
     alignment = []
-    chosen = best.matches
     while chosen:
         match, chosen = chosen
         alignment.append(match)
     return alignment[::-1]
-
-
-def _cover(matcher: int, length: int) -> int:
-    return length if matcher == EXACT else length // 2
 
 
 def _unrivalled(candidates: list[list[Match]]) -> set[int]:

@@ -89,7 +89,7 @@ class MeteorData:
         wanted = {f"{phrase}\n".encode() for phrase in phrases}
         paraphrases: dict[str, list[str]] = {}
         with gzip.open(self.paraphrase_table) as file:
-            lines = io.BufferedReader(file, 1 << 20)  # type: ignore[type-var]
+            lines = io.BufferedReader(file, 1 << 20)
             for _probability, phrase, paraphrase in zip(lines, lines, lines, strict=True):
                 if phrase in wanted and paraphrase in wanted:
                     paraphrases.setdefault(phrase.decode().strip(), []).append(paraphrase.decode().strip())
@@ -147,9 +147,6 @@ def _split_final_dots(words: list[str], abbreviations: dict[str, bool]) -> Itera
             yield word
         elif "." in stem and re.search(f"[{LETTER}]", stem):
             yield word.replace(".", "")
-        elif abbreviations.get(stem) is False or re.match("[a-z]", following):
-            yield word
-        elif stem in abbreviations and re.match("[0-9]", following):
-            yield word
         else:
-            yield f"{stem} ."
+            goes_on = re.match("[a-z0-9]" if stem in abbreviations else "[a-z]", following)
+            yield word if goes_on or abbreviations.get(stem) is False else f"{stem} ."
