@@ -1,0 +1,113 @@
+"""Checkpoints: a model folder as transformers writes it, and beside it all that a resumed training needs.
+
+Everything is safetensors and JSON: reading a checkpoint never runs code. A folder is written aside and
+swapped in by renaming, so that a kill at any moment leaves a whole checkpoint behind.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+@dataclass
+class Progress:
+    """Where the training stands: `epoch` epochs of the recipe are done, and `step` optimizer steps of the next."""
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    best: float | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder aside, then swap it in; the one before stays until the new one is whole."""
+    partial, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+    for leftover in (partial, old):
+        if leftover.exists() and folder.exists():
+            shutil.rmtree(leftover)
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    write(partial)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_folder(folder: Path) -> Path | None:
+    """The checkpoint at `folder`, or the one it was about to replace when the process was killed between renames."""
+    for candidate in (folder, folder.with_name(folder.name + ".old")):
+        if (candidate / "progress.json").is_file():
+            return candidate
+    return None
+
+
+def save_training_state(
+    folder: Path,
+    progress: Progress,
+    optimizer: torch.optim.Optimizer,
+    averaged: nn.Module | None,
+    random_states: Tensor,
+    scaler: torch.amp.GradScaler | None,
+) -> None:
+    """Write all but the weights. `random_states` [processes, bytes] are of the generators that dropout draws from."""
+    tensors = {f"optimizer.{name}": tensor for name, tensor in _optimizer_tensors(optimizer).items()}
+    if averaged is not None:
+        # Tied weights share memory, which safetensors refuses: clones do not.
+        tensors |= {f"averaged.{name}": tensor.clone() for name, tensor in averaged.state_dict().items()}
+    save_file(tensors | {"random_states": random_states}, folder / "training_state.safetensors")
+    state = {"progress": asdict(progress), "scaler": scaler.state_dict() if scaler else None}
+    (folder / "progress.json").write_text(json.dumps(state, indent=1))
+
+
+def load_training_state(
+    folder: Path, optimizer: torch.optim.Optimizer, averaged: nn.Module | None, scaler: torch.amp.GradScaler | None
+) -> tuple[Progress, Tensor]:
+    """Put everything back where it was; gives the position and every process's generator state."""
+    tensors = load_file(folder / "training_state.safetensors")
+    _restore_optimizer(optimizer, _below("optimizer.", tensors))
+    if averaged is not None:
+        averaged.load_state_dict(_below("averaged.", tensors))
+    state = json.loads((folder / "progress.json").read_text())
+    if scaler is not None and state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
+    return Progress(**state["progress"]), tensors["random_states"]
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def random_state(device: torch.device) -> Tensor:
+    """Bytes of the CPU generator and, after them, of the device's own."""
+    state = torch.get_rng_state()
+    return torch.cat([state, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else state
+
+
+def restore_random_state(state: Tensor, device: torch.device) -> None:
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(state[:size])
+    if device.type == "cuda" and len(state) > size:
+        torch.cuda.set_rng_state(state[size:], device)
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": torch.as_tensor(value) for index, slot in state.items() for name, value in slot.items()}
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        slots.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})

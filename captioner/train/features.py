@@ -1,0 +1,97 @@
+"""Trunk tokens of every image on disk, for phases in which the trunk rests and nothing augments."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from captioner.data.dataset import Batch, CaptionDataset, load_batches
+from captioner.errors import CaptionerError
+from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+
+
+class FeatureStore(Sequence[Tensor]):
+    """Memory-mapped float16 tokens [N, P, C]; `store[i]` is [P, C] of image i."""
+
+    def __init__(self, path: Path) -> None:
+        self._tokens = np.load(path, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return torch.from_numpy(np.array(self._tokens[index]))
+
+
+def cache_features(
+    model: CaptionerForConditionalGeneration,
+    dataset: CaptionDataset,
+    folder: Path,
+    accelerator: Accelerator,
+    batch_size: int,
+    num_workers: int,
+    on_errors: Callable[[Batch], None],
+) -> FeatureStore:
+    """Run the trunk once over the data set, each process over its share, unless the file is there already.
+
+    The file's name is a digest of the trunk's weights, the preprocessing and the images, so a stale one is never read.
+    `on_errors` decides what photos that cannot be read cost; those it lets pass are zeros in the store.
+    """
+    path = folder / f"{_digest(model, dataset)}.npy"
+    partial = path.with_suffix(".part")
+    if not path.exists():
+        _fill(model, dataset, partial, accelerator, batch_size, num_workers, on_errors)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            partial.replace(path)
+    accelerator.wait_for_everyone()
+    return FeatureStore(path)
+
+
+@torch.inference_mode()
+def _fill(
+    model: CaptionerForConditionalGeneration,
+    dataset: CaptionDataset,
+    path: Path,
+    accelerator: Accelerator,
+    batch_size: int,
+    num_workers: int,
+    on_errors: Callable[[Batch], None],
+) -> None:
+    trunk = model.encoder.trunk.eval()
+    batches = [list(range(i, min(i + batch_size, len(dataset)))) for i in range(0, len(dataset), batch_size)]
+    share = batches[accelerator.process_index :: accelerator.num_processes]
+    size = dataset.image_processor.image_size
+    probe = trunk(torch.zeros(1, 3, size, size, device=accelerator.device))[0]
+    if accelerator.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(path, "w+", np.float16, (len(dataset), *probe.shape[1:])).flush()
+    accelerator.wait_for_everyone()
+    tokens = np.lib.format.open_memmap(path, "r+")
+    loader = load_batches(dataset, share, num_workers)
+    bar = tqdm(zip(share, loader, strict=True), "trunk features", len(share), disable=None, leave=False)
+    for indices, batch in bar:
+        on_errors(batch)
+        with accelerator.autocast():
+            features = trunk(batch.encoder_inputs["pixel_values"].to(accelerator.device))[0]
+        values = features.to(torch.float16)
+        if not torch.isfinite(values).all():
+            raise CaptionerError("trunk features exceed the range of float16; set augmentation or train the trunk")
+        values[list(batch.errors)] = 0.0
+        tokens[indices] = values.cpu().numpy()
+    tokens.flush()
+
+
+def _digest(model: CaptionerForConditionalGeneration, dataset: CaptionDataset) -> str:
+    digest = hashlib.sha256(str(dataset.image_processor.preprocessing).encode())
+    for name, tensor in sorted(model.encoder.trunk.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    for sample in dataset.samples:
+        digest.update(f"{sample.id}\0{sample.image}\0".encode())
+    return digest.hexdigest()[:20]

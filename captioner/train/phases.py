@@ -1,0 +1,112 @@
+"""Who learns what, when: the parts of a captioner, their parameter groups and their rates through a phase."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from timm.models import group_parameters
+from torch import nn
+
+from captioner.config import PARTS, OptimizationConfig, PhaseConfig
+from captioner.errors import CaptionerError
+from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class ParameterPlace:
+    """Where a parameter belongs: its part, and how many trunk blocks lie between it and the trunk's output."""
+
+    part: str
+    depth: int = 0
+
+
+def parameter_places(model: CaptionerForConditionalGeneration) -> dict[str, ParameterPlace]:
+    """Every parameter's place by its name."""
+    depths = trunk_depths(model.encoder.trunk.model)
+    places = {}
+    for name, _ in model.named_parameters():
+        if name.startswith("encoder.trunk.model."):
+            places[name] = ParameterPlace("trunk", depths[name.removeprefix("encoder.trunk.model.")])
+        elif name.startswith("encoder.bridge."):
+            places[name] = ParameterPlace("bridge")
+        else:
+            places[name] = ParameterPlace("decoder")
+    return places
+
+
+def trunk_depths(trunk: nn.Module) -> dict[str, int]:
+    """Block of each trunk parameter by timm's own grouping, 0 the last block with what follows it."""
+    layers: dict[str, int] = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
+    last = max(layers.values())
+    return {name: last - layer for name, layer in layers.items()}
+
+
+def apply_phase(model: CaptionerForConditionalGeneration, phase: PhaseConfig) -> None:
+    """Let the phase's parts learn and everything else rest: no gradient, hence not one bit of change."""
+    places = parameter_places(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(learns(places[name], phase))
+    set_modes(model, phase)
+
+
+def set_modes(model: CaptionerForConditionalGeneration, phase: PhaseConfig) -> None:
+    """Training mode for the parts that learn; a trunk at rest has no dropout or stochastic depth."""
+    model.train()
+    if "trunk" not in phase.learning_rates:
+        model.encoder.trunk.eval()
+
+
+def learns(place: ParameterPlace, phase: PhaseConfig) -> bool:
+    if place.part not in phase.learning_rates:
+        return False
+    return place.part != "trunk" or phase.trunk_blocks is None or place.depth < phase.trunk_blocks
+
+
+def build_optimizer(model: CaptionerForConditionalGeneration, config: OptimizationConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) over all parameters, kept through all phases.
+
+    Matrices of linear and convolution layers decay; norms, biases and embeddings do not. Each group carries its place.
+    """
+    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    decayed = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and id(module.weight) not in tied
+    }
+    places = parameter_places(model)
+    groups: dict[tuple[ParameterPlace, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault((places[name], id(parameter) in decayed), []).append(parameter)
+    if sum(map(len, groups.values())) != len(list(model.parameters())):
+        raise CaptionerError("the parameter groups do not cover the model")
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0, "place": place, "lr": 0.0}
+            for (place, decays), parameters in groups.items()
+        ],
+        betas=config.betas,
+        fused=True,
+    )
+
+
+def set_rates(optimizer: torch.optim.Optimizer, phase: PhaseConfig, step: int, total_steps: int) -> dict[str, float]:
+    """Set every group's rate for this step of the phase; gives the rate of each part that learns.
+
+    Linear warm-up, then a cosine to `final_rate_fraction` of the peak (Loshchilov and Hutter 2017, eq. 5); a trunk
+    block's rate falls by `layer_decay` with each block above it.
+    """
+    shape = schedule(step, total_steps, phase.warmup_fraction, phase.final_rate_fraction)
+    for group in optimizer.param_groups:
+        place: ParameterPlace = group["place"]
+        peak = phase.learning_rates.get(place.part, 0.0)  # type: ignore[call-overload]
+        group["lr"] = peak * shape * (phase.layer_decay**place.depth if place.part == "trunk" else 1.0)
+    return {part: phase.learning_rates[part] * shape for part in PARTS if part in phase.learning_rates}
+
+
+def schedule(step: int, total_steps: int, warmup_fraction: float, final_fraction: float) -> float:
+    """Factor on the peak rate at `step` of `total_steps`, counted from 0."""
+    warmup = max(1, round(warmup_fraction * total_steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
