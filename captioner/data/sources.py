@@ -14,16 +14,19 @@ In tables, rows of one image become one sample. Images are found, not decoded.
 
 import csv
 import difflib
+import gc
 import hashlib
 import itertools
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import fsspec
+import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
@@ -91,7 +94,9 @@ class Skip:
 def load_samples(config: SourceConfig) -> tuple[list[Sample], list[Skip]]:
     """All samples of a source in its own order, and what was left out. Raises as `iter_samples` does."""
     skips: list[Skip] = []
-    return list(iter_samples(config, skips.append)), skips
+    with _collector_paused():
+        samples = list(iter_samples(config, skips.append))
+    return samples, skips
 
 
 def iter_samples(config: SourceConfig, on_skip: Callable[[Skip], object]) -> Iterator[Sample]:
@@ -124,6 +129,18 @@ def iter_samples(config: SourceConfig, on_skip: Callable[[Skip], object]) -> Ite
         raise CaptionerError(f"{config.path}: no usable sample" + "".join(first))
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """COCO's files become millions of objects, none in a cycle; looking for cycles among them doubles the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _read(config: SourceConfig, report: Report) -> Iterator[Sample]:
     if config.path.startswith("hf:"):
         return _read_dataset(config, report)
@@ -136,6 +153,7 @@ def _read(config: SourceConfig, report: Report) -> Iterator[Sample]:
 
 
 def _read_file(path: str, config: SourceConfig, report: Report) -> Iterator[Sample]:
+    config = config.model_copy(update={"path": path})
     beside = os.path.dirname(path)
     folders = _ImageFolders(config.images, [beside, os.path.join(beside, "images")])
     match os.path.splitext(path)[1].lower():
@@ -157,7 +175,7 @@ class _ImageFolders:
     """Finds the images that a source names, and remembers: a table names an image once for each caption.
 
     Names in a user's own file may be absolute or climb out with `..`: whoever wrote the file may read those images.
-    A data set from the Hub was written by others; its names stay inside the folder (`confined`).
+    A data set from the Hub was written by others: its names stay inside the folders (`confined`).
     """
 
     def __init__(self, chosen: str | None, defaults: list[str], confined: bool = False) -> None:
@@ -167,23 +185,24 @@ class _ImageFolders:
         if chosen and not os.path.isdir(self.folders[0]):
             raise CaptionerError(f"images: no such folder: {chosen}")
 
-    def find(self, name: object, where: str, report: Report) -> str | None:
-        """The path of the image, or None once reported."""
-        if not isinstance(name, str) or not name.strip():
-            report(where, f"the image's name is {'empty' if not name else f'not text: {name!r:.60}'}")
-            return None
-        if name not in self.found:
-            self.found[name] = self._search(name)
-        if self.found[name] is None:
-            report(where, f"the image is missing: {name!r} is not in {' or '.join(f or '.' for f in self.folders)}")
-        return self.found[name]
+    def find(self, where: str, report: Report, *names: object) -> str | None:
+        """The path of the image by the first of these names that is there, or None once reported."""
+        for name in names:
+            if not isinstance(name, str) or not name.strip():
+                report(where, f"the image's name is {'empty' if name in (None, '') else f'not text: {name!r:.60}'}")
+                return None
+            if name not in self.found:
+                self.found[name] = self._search(name)
+            if path := self.found[name]:
+                return path
+        report(where, f"the image is missing: {names[0]!r} is not in {' or '.join(f or '.' for f in self.folders)}")
+        return None
 
     def _search(self, name: str) -> str | None:
-        if self.confined and (os.path.isabs(name) or os.path.normpath(name).startswith("..")):
-            return None
         for folder in self.folders:
             path = os.path.normpath(os.path.join(folder, name))
-            if os.path.isfile(path):
+            inside = os.path.abspath(path).startswith(os.path.abspath(folder) + os.sep)
+            if (inside or not self.confined) and os.path.isfile(path):
                 return path
         return None
 
@@ -276,7 +295,7 @@ def _parse(rows: Iterable[Row], config: SourceConfig, folders: _ImageFolders, re
         if isinstance(image, StoredImage):
             identifier = image.row
         elif not isinstance(image, bytes):
-            identifier, image = image, folders.find(image, where, report)
+            identifier, image = image, folders.find(where, report, image)
         captions = _captions(row[config.caption_column], where, report)
         labels = _labels(row[config.label_column], where, report) if config.label_column else ()
         if image is not None and captions:
@@ -330,12 +349,12 @@ def _read_karpathy(
     rows = _objects(images, f"{path}: images", report)
     for where, image in _in_split(rows, path, config.split):
         identifier: Any = image.get("cocoid", image.get("imgid", image.get("filename")))
-        name = image.get("filename")
-        if isinstance(name, str) and isinstance(image.get("filepath"), str):
-            name = os.path.join(image["filepath"], name)
+        names = [image.get("filename")]
+        if isinstance(names[0], str) and isinstance(image.get("filepath"), str):
+            names.insert(0, os.path.join(image["filepath"], names[0]))
         if not _is_new(identifier, where, seen, report):
             continue
-        file = folders.find(name, where, report)
+        file = folders.find(where, report, *names)
         sentences = image.get("sentences")
         raw = [s.get("raw") if isinstance(s, dict) else s for s in sentences] if isinstance(sentences, list) else []
         captions = _captions(raw, where, report)
@@ -370,7 +389,7 @@ def _read_coco(
         if identifier not in captions:
             report(where, "the image has no caption")
             continue
-        file = folders.find(image.get("file_name"), where, report)
+        file = folders.find(where, report, image.get("file_name"))
         labels = _labels(image.get(config.label_column), where, report) if config.label_column else ()
         if file and captions[identifier]:
             yield Sample(identifier, file, tuple(captions[identifier]), labels)
@@ -492,9 +511,14 @@ def _read_text(path: str, report: Report) -> tuple[str, ...]:
 
 
 def _read_dataset(config: SourceConfig, report: Report) -> Iterator[Sample]:
+    import datasets  # a second or two that the other layouts need not pay
+
     name = os.path.expanduser(config.path.removeprefix("hf:"))
-    local = os.path.isdir(name)
-    folders = _ImageFolders(config.images, [name] if local else [], confined=not local)
+    if os.path.isdir(name):
+        folders = _ImageFolders(config.images, [name])
+    else:
+        folders = _ImageFolders(config.images, [], confined=True)
+        folders.folders += [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
     splits = _open_splits(name, config)
     if config.split is not None and config.split in splits:
         table = splits[config.split]
@@ -516,7 +540,7 @@ def _read_dataset(config: SourceConfig, report: Report) -> Iterator[Sample]:
 
 def _open_splits(name: str, config: SourceConfig) -> dict[str, Any]:
     """Each split as a `datasets.Dataset`, or an `IterableDataset` if it is to be streamed. Its code is never run."""
-    import datasets  # a second or two that the other layouts need not pay
+    import datasets
 
     try:
         if not any(os.path.isfile(os.path.join(name, mark)) for mark in ("state.json", "dataset_dict.json")):
@@ -604,7 +628,8 @@ def _images_of(batch: pa.Table, column: str, config: SourceConfig) -> Iterator[s
     if not pa.types.is_struct(cells.type):
         yield from cells.to_pylist()
         return
-    compare = not pa.types.is_list(batch.schema.field(config.caption_column).type)
+    captions = batch.schema.field(config.caption_column).type
+    compare = not (pa.types.is_list(captions) or pa.types.is_large_list(captions))
     for data, path in zip(pc.struct_field(cells, "bytes"), pc.struct_field(cells, "path").to_pylist(), strict=True):
         if not data.is_valid:
             yield path
