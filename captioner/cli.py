@@ -1,12 +1,28 @@
 """The `captioner` command: one sub-command per job. Each imports what it needs when it runs, so `--help` is quick."""
 
+import os
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from captioner.errors import CaptionerError
+
+# Options that `annotate` and `evaluate` share. Their defaults stand in `GenerationOptions` and `Captioner` alone.
+Model = Annotated[str | None, typer.Option(help="A folder or a Hugging Face Hub id; default: the bundled model.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...; auto: an accelerator where there is one.")]
+Precision = Annotated[
+    str, typer.Option(help="fp32, bf16 or fp16; auto: bf16 on an accelerator (fp16 where it has none), fp32 on a CPU.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images captioned at once.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Threads that decode images; default: one a core, at most 8.")]
+NumBeams = Annotated[int | None, typer.Option(help="Beam width; 1 is greedy. Default: 3.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest caption in tokens. Default: 40.")]
+MinNewTokens = Annotated[int | None, typer.Option(help="Shortest caption in tokens. Default: 0.")]
+NoRepeatNgramSize = Annotated[int | None, typer.Option(help="No n-gram of this many tokens twice. Default: 0, off.")]
+LengthPenalty = Annotated[float | None, typer.Option(help="Above 0 favours longer captions. Default: 1.")]
 
 app = typer.Typer(
     name="captioner",
@@ -63,6 +79,100 @@ def tokenizer(
     captions = (caption for sample in samples for caption in sample.captions)
     settings = TokenizerConfig(vocab_size=vocab_size, model_type=model_type, lowercase=lowercase)  # type: ignore[arg-type]
     train_tokenizer(captions, settings, output / "tokenizer.model")
+
+
+@app.command()
+def annotate(
+    paths: Annotated[list[str], typer.Argument(help="Images, folders (with all that lies in them) and globs.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write records here; default: a table.")] = None,
+    output_format: Annotated[str | None, typer.Option("--format", help="jsonl or csv; default: by suffix.")] = None,
+    model: Model = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 16,
+    num_workers: Workers = None,
+    num_beams: NumBeams = None,
+    max_new_tokens: MaxNewTokens = None,
+    min_new_tokens: MinNewTokens = None,
+    no_repeat_ngram_size: NoRepeatNgramSize = None,
+    length_penalty: LengthPenalty = None,
+    do_sample: Annotated[bool, typer.Option("--do-sample", help="Draw captions instead of searching.")] = False,
+    temperature: Annotated[float | None, typer.Option(help="Sampling: below 1 sharper, above 1 bolder.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sampling: from the k most probable tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sampling: from the tokens that hold this probability.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Sampling: the same seed draws the same captions.")] = None,
+    num_return_sequences: Annotated[int | None, typer.Option(help="Captions an image. Default: 1.")] = None,
+) -> None:
+    """Caption images.
+
+    Without -o: path, tab, caption, one line an image. With -o x.jsonl: one JSON object an image, and the images that
+    cannot be read in x.errors.jsonl; a run that was stopped is continued by the same command.
+
+    Exit status: 0 all captioned, 3 some images failed and the rest are written, 2 usage.
+    """
+    from captioner.annotate.folder import OutputFile, Table, annotate, choose_format
+    from captioner.annotate.paths import find_images
+    from captioner.infer.captioner import Captioner
+    from captioner.infer.generation import GenerationOptions
+
+    _quiet_libraries()
+    options = GenerationOptions(
+        do_sample=do_sample,
+        **_given(
+            num_beams=num_beams,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            length_penalty=length_penalty,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            num_return_sequences=num_return_sequences,
+        ),
+    )
+    if output_format and not output:
+        raise CaptionerError("--format needs an output file (-o)")
+    chosen_format = choose_format(output, output_format) if output else ""
+    total = sum(1 for _ in find_images(paths))
+    if total == 0:
+        raise CaptionerError(f"no images in {', '.join(paths)}")
+    captioner = Captioner.from_pretrained(model, device, precision)
+    sink = OutputFile(output, chosen_format, captioner.name, options) if output else Table()
+    try:
+        summary = annotate(
+            captioner,
+            find_images(paths),
+            options,
+            sink,
+            total=total,
+            batch_size=batch_size,
+            num_workers=num_workers or _default_workers(),
+        )
+    except KeyboardInterrupt:
+        print("stopped" + (f"; the same command goes on from {output}.part" if output else ""), file=sys.stderr)
+        raise typer.Exit(130) from None
+    if output:
+        print(f"{summary.captioned} captioned, {summary.failed} failed", file=sys.stderr)
+    if summary.failed:
+        raise typer.Exit(3)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _default_workers() -> int:
+    return min(8, os.cpu_count() or 1)
+
+
+def _quiet_libraries() -> None:
+    """Leave stderr to us: these libraries' advice is for programmers."""
+    import transformers
+
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def main() -> None:

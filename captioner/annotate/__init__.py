@@ -1,0 +1,1 @@
+"""Captioning whole collections of images, and the files that come out."""

@@ -1,0 +1,104 @@
+"""Many images through a `Captioner`: threads decode and preprocess ahead of the model, memory stays bounded."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from captioner.data.images import ImageError, ReadableImage, load_image
+from captioner.infer.captioner import Caption, Captioner, ImageInput
+from captioner.infer.generation import GenerationOptions
+
+Key = TypeVar("Key")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Captioned(Generic[Key]):
+    """An image's caption, and the size of the upright image in pixels."""
+
+    key: Key
+    caption: Caption
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be read: `error` is `ImageError.reason`, `message` the same for people."""
+
+    image: str
+    error: str
+    message: str
+
+
+@dataclass(frozen=True)
+class _Prepared(Generic[Key]):
+    key: Key
+    pixel_values: Tensor
+    width: int
+    height: int
+
+
+def caption_images(
+    captioner: Captioner,
+    images: Iterable[tuple[Key, ImageInput | ReadableImage]],
+    options: GenerationOptions,
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> Iterator[Captioned[Key] | Failure]:
+    """Caption (key, image) pairs; captions come in the order of the images, failures as they are met.
+
+    Memory holds about three batches of preprocessed images and one decoded image a worker, however many there are.
+    """
+
+    def prepare(pair: tuple[Key, ImageInput | ReadableImage]) -> _Prepared[Key] | Failure:
+        key, source = pair
+        try:
+            image = load_image(source)
+        except ImageError as error:
+            return Failure(error.source, error.reason, error.message)
+        return _Prepared(key, captioner.preprocess(image), image.width, image.height)
+
+    batch: list[_Prepared[Key]] = []
+    for result in map_ahead(prepare, images, num_workers, ahead=2 * batch_size + num_workers):
+        if isinstance(result, Failure):
+            yield result
+            continue
+        batch.append(result)
+        if len(batch) == batch_size:
+            yield from _caption_batch(captioner, batch, options)
+            batch = []
+    if batch:
+        yield from _caption_batch(captioner, batch, options)
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int, ahead: int
+) -> Iterator[Result]:
+    """`map` in threads, in order, with at most `ahead` items begun and not yet taken."""
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
+    items = iter(items)
+    try:
+        pending: deque[Future[Result]] = deque(pool.submit(function, item) for item in islice(items, ahead))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(function, item) for item in islice(items, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _caption_batch(
+    captioner: Captioner, batch: list[_Prepared[Key]], options: GenerationOptions
+) -> Iterator[Captioned[Key]]:
+    captions = captioner.caption(torch.stack([prepared.pixel_values for prepared in batch]), options)
+    for prepared, caption in zip(batch, captions, strict=True):
+        yield Captioned(prepared.key, caption, prepared.width, prepared.height)

@@ -1,0 +1,1 @@
+"""From pixels to captions: decoding (`generation`) and the object users hold (`captioner`)."""

@@ -1,0 +1,244 @@
+"""`Captioner`: the one object users hold. Images in, captions out."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, overload
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from captioner.data.images import load_image
+from captioner.errors import CaptionerError
+from captioner.infer.generation import GenerationOptions, Hypothesis, generate
+from captioner.model.configuration_captioner import CaptionerConfig
+from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+from captioner.model.processing_captioner import CaptionerProcessor
+
+BUNDLED = Path(__file__).parent.parent / "assets" / "default"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+ImageInput: TypeAlias = str | Path | bytes | Image.Image
+
+
+class Token(NamedTuple):
+    """A piece of a caption as the tokenizer spells it, and its log-probability under the model."""
+
+    text: str
+    log_prob: float
+
+
+class Tag(NamedTuple):
+    """A word for what an image shows, from a tag head, with its probability."""
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a model says of an image.
+
+    Attributes:
+        text: the caption, on one line.
+        confidence: exp of the mean log-probability of its tokens, the end of sequence among them: the geometric mean of
+            the probabilities that the model gave each token, between 0 and 1. Comparable between captions of any
+            length, but no probability that the caption is right.
+        tokens: its tokens with their log-probabilities.
+        alternatives: further captions of the image, best first (`num_return_sequences` less one).
+        tags: what a tag head saw; empty where the model has none.
+    """
+
+    text: str
+    confidence: float
+    tokens: tuple[Token, ...]
+    alternatives: tuple["Caption", ...] = ()
+    tags: tuple[Tag, ...] = ()
+
+
+class Captioner:
+    """A model and its processor, ready to caption.
+
+    Example:
+        >>> cap = Captioner.from_pretrained()
+        >>> cap("photo.jpg").text
+        >>> [caption.text for caption in cap(["a.jpg", "b.jpg"], num_beams=5)]
+    """
+
+    def __init__(
+        self,
+        model: CaptionerForConditionalGeneration,
+        processor: CaptionerProcessor,
+        name: str,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+    ) -> None:
+        """Move `model` to `device` and `precision`; `name` says in outputs which model wrote a caption."""
+        self.device = _device(device)
+        self.dtype = _dtype(precision, self.device)
+        self.model = model.to(device=self.device, dtype=self.dtype).eval()
+        self.processor = processor
+        self.name = name
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+    ) -> "Captioner":
+        """Load the bundled checkpoint (None), a folder that training wrote, or a model of the Hugging Face Hub.
+
+        Args:
+            model: an existing folder is read as such; any other `owner/name` is asked of the Hub, through its cache,
+                and of the cache alone where HF_HUB_OFFLINE=1.
+            device: a torch device; "auto" takes an accelerator where there is one.
+            precision: of weights and arithmetic; "auto" is bf16 on an accelerator (fp16 where it has no bf16), fp32 on
+                a CPU.
+
+        Raises:
+            CaptionerError: no such model, or one that cannot be read; the message says which and why.
+        """
+        device = _device(device)
+        _dtype(precision, device)  # a wrong name should not cost a download
+        if model is None:
+            folder, name = BUNDLED, "default"
+            if not (BUNDLED / "config.json").is_file():
+                raise CaptionerError("this installation has no bundled model; name one (--model, or from_pretrained)")
+        else:
+            folder, name = _find(model), str(model)
+        network, processor = _load(folder, name)
+        return cls(network, processor, name, device, precision)
+
+    @overload
+    def __call__(self, images: ImageInput, *, batch_size: int = ..., **options: Any) -> Caption: ...
+    @overload
+    def __call__(self, images: Sequence[ImageInput], *, batch_size: int = ..., **options: Any) -> list[Caption]: ...
+    def __call__(
+        self, images: ImageInput | Sequence[ImageInput], *, batch_size: int = 16, **options: Any
+    ) -> Caption | list[Caption]:
+        """Caption one image, or a list of images.
+
+        Args:
+            images: a path, the bytes of an image file, a PIL image, or a list of these.
+            batch_size: images captioned at once.
+            options: fields of `GenerationOptions`.
+
+        Raises:
+            ImageError: an image cannot be read; the message names it.
+            CaptionerError: an option is unknown or out of range.
+        """
+        if isinstance(images, (str, bytes, Path, Image.Image)):
+            return self([images], batch_size=batch_size, **options)[0]
+        if batch_size < 1:
+            raise CaptionerError(f"batch_size must be at least 1; it is {batch_size}")
+        chosen = _options(options)
+        captions: list[Caption] = []
+        for start in range(0, len(images), batch_size):
+            batch = [self.preprocess(load_image(image)) for image in images[start : start + batch_size]]
+            captions += self.caption(torch.stack(batch), chosen)
+        return captions
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """An upright RGB image -> pixel values [3, H, W], float32, as the model was trained on. Safe in threads."""
+        return self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
+
+    def caption(self, pixel_values: Tensor, options: GenerationOptions) -> list[Caption]:
+        """Caption a batch of preprocessed images [B, 3, H, W]."""
+        pixel_values = pixel_values.to(self.device, self.dtype)
+        return [self._caption(group) for group in generate(self.model, {"pixel_values": pixel_values}, options)]
+
+    def _caption(self, hypotheses: list[Hypothesis]) -> Caption:
+        best, *others = hypotheses
+        tokenizer = self.processor.tokenizer
+        pieces = tokenizer.convert_ids_to_tokens(list(best.token_ids))
+        text = self.processor.batch_decode([list(best.token_ids)], skip_special_tokens=True)[0]
+        return Caption(
+            text=" ".join(text.split()),
+            confidence=math.exp(best.mean_log_prob),
+            tokens=tuple(Token(*pair) for pair in zip(pieces, best.log_probs, strict=True)),
+            alternatives=tuple(self._caption([other]) for other in others),
+        )
+
+
+def _options(fields: dict[str, Any]) -> GenerationOptions:
+    unknown = fields.keys() - GenerationOptions.__dataclass_fields__.keys()
+    if unknown:
+        known = ", ".join(GenerationOptions.__dataclass_fields__)
+        raise CaptionerError(f"unknown option {', '.join(sorted(unknown))}; there are {known}")
+    return GenerationOptions(**fields)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises for a device it lacks
+        raise CaptionerError(f"device {str(name)!r}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        return torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    if precision not in DTYPES:
+        raise CaptionerError(f"precision {precision!r}: choose auto, {', '.join(DTYPES)}")
+    return DTYPES[precision]
+
+
+def _find(model: str | Path) -> Path:
+    """The folder of a model: the given one, or the Hub's copy of it in the cache."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CaptionerError(f"{model}: a file; a model is a folder with config.json, weights and tokenizer")
+    repository = str(model)
+    missing = f"{model}: no such folder"
+    if isinstance(model, Path) or repository.count("/") != 1:
+        raise CaptionerError(missing)
+    try:
+        # json, safetensors and the SentencePiece model: nothing that would have to be unpickled or executed
+        wanted = ["*.json", "*.safetensors", "*.model"]
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
+    except HFValidationError as error:
+        raise CaptionerError(missing) from error
+    except LocalEntryNotFoundError as error:
+        raise CaptionerError(f"{missing}, not in the Hub's cache, and the Hub is offline or out of reach") from error
+    except RepositoryNotFoundError as error:
+        raise CaptionerError(f"{missing}, and no such public model on the Hugging Face Hub") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise CaptionerError(f"{missing}, and the Hub answered: {str(error).splitlines()[0]}") from error
+
+
+def _load(folder: Path, name: str) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
+    if not (folder / "config.json").is_file():
+        raise CaptionerError(f"{name}: no config.json in this folder, so it is no model")
+    try:
+        config, _ = CaptionerConfig.get_config_dict(folder, local_files_only=True)
+        if config.get("model_type") != CaptionerConfig.model_type:
+            raise CaptionerError(f"{name}: a {config.get('model_type')!r} model, not a {CaptionerConfig.model_type!r}")
+        model, report = CaptionerForConditionalGeneration.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        processor = CaptionerProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: timm, torch, sentencepiece
+        raise CaptionerError(f"{name}: cannot be read as a model: {str(error).splitlines()[0]}") from error
+    absent = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
+    if absent:  # transformers leaves these weights random
+        raise CaptionerError(f"{name}: weights missing or of another shape: {', '.join(absent[:5])}")
+    return model, processor

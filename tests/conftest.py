@@ -1,0 +1,43 @@
+"""What several rooms' tests share: a tiny captioner with random weights, built once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioner.config import TokenizerConfig
+from captioner.data.tokenizer import train_tokenizer
+from captioner.model.configuration_captioner import CaptionerConfig
+from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+from captioner.model.processing_captioner import CaptionerImageProcessor, CaptionerProcessor
+from captioner.model.tokenization_captioner import CaptionerTokenizer
+
+TRUNK = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32}
+
+
+@pytest.fixture(scope="session")
+def tiny_captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model folder: random weights that answer differently to different images. Not to be written to."""
+    folder = tmp_path_factory.mktemp("tiny_captioner")
+    captions = [f"a {colour} {shape} on a table" for colour in ("red", "green") for shape in ("square", "circle")]
+    train_tokenizer(captions, TokenizerConfig(vocab_size=64, model_type="char"), folder / "tokenizer.model")
+    tokenizer = CaptionerTokenizer(str(folder / "tokenizer.model"))
+    config = CaptionerConfig(
+        encoder_name="vit_tiny_patch16_224",
+        encoder_kwargs={name: value for name, value in TRUNK.items() if name != "img_size"},
+        image_size=TRUNK["img_size"],
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        dropout=0.0,
+        initializer_range=0.4,  # far from uniform, so that a wrong token or log-probability shows
+    )
+    torch.manual_seed(0)
+    model = CaptionerForConditionalGeneration(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[config.eos_token_id] *= 1.5  # captions of many lengths, some cut short
+    model.save_pretrained(folder)
+    CaptionerProcessor(CaptionerImageProcessor(image_size=32), tokenizer).save_pretrained(folder)
+    return folder

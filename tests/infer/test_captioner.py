@@ -1,0 +1,173 @@
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from captioner.data.images import ImageError
+from captioner.errors import CaptionerError
+from captioner.infer import captioner as module
+from captioner.infer.captioner import Caption, Captioner
+
+
+@pytest.fixture(scope="module")
+def cap(tiny_captioner: Path) -> Captioner:
+    return Captioner.from_pretrained(tiny_captioner, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("photos")
+    paths = [folder / f"{number}.png" for number in range(5)]
+    generator = torch.Generator().manual_seed(0)
+    for number, path in enumerate(paths):
+        pixels = torch.randint(0, 256, (40 + number, 60, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(path)
+    return paths
+
+
+def test_one_image_gives_one_caption_and_a_list_a_list(cap, photos):
+    one = cap(photos[0])
+    assert isinstance(one, Caption) and one.text and one.alternatives == () and one.tags == ()
+    assert cap([photos[0]])[0].text == one.text
+    assert cap([]) == []
+
+
+def test_path_bytes_and_pillow_image_are_the_same_image(cap, photos):
+    expected = cap(photos[0])
+    assert cap(str(photos[0])) == cap(photos[0].read_bytes()) == cap(Image.open(photos[0])) == expected
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 1}, {}, {"do_sample": True, "seed": 3}])
+def test_batches_change_no_caption_and_no_order(cap, photos, options):
+    alone = [cap(photo, **options) for photo in photos]
+    for batch_size in (2, 16):
+        together = cap(photos, batch_size=batch_size, **options)
+        assert [caption.text for caption in together] == [caption.text for caption in alone]
+        assert [c.confidence for c in together] == pytest.approx([c.confidence for c in alone], rel=1e-4)
+    assert len({caption.text for caption in alone}) > 1, "equal captions would hide a wrong order"
+
+
+def test_confidence_is_the_geometric_mean_of_token_probabilities_with_the_end(cap, photos):
+    cut = cap(photos[0], max_new_tokens=3, min_new_tokens=3, num_beams=1)
+    assert len(cut.tokens) == 3
+    assert cut.confidence == pytest.approx(math.exp(sum(token.log_prob for token in cut.tokens) / 3))
+    ids = tuple(cap.processor.tokenizer("a red").input_ids[:-1])
+    ended = cap._caption([module.Hypothesis(ids, (-1.0,) * len(ids), end_log_prob=-4.0)])
+    assert ended.text == "a red" and ended.confidence == pytest.approx(math.exp(-(len(ids) + 4) / (len(ids) + 1)))
+
+
+def test_alternatives_are_the_further_beams(cap, photos):
+    caption = cap(photos[1], num_return_sequences=3, num_beams=4)
+    assert len(caption.alternatives) == 2
+    assert len({caption.text, *(other.text for other in caption.alternatives)}) == 3
+
+
+def test_a_broken_image_in_a_list_is_named(cap, photos, tmp_path):
+    broken = tmp_path / "notes.jpg"
+    broken.write_text("not a photo")
+    with pytest.raises(ImageError, match=r"notes\.jpg"):
+        cap([photos[0], broken])
+
+
+def test_an_unknown_option_is_an_error_that_lists_the_known_ones(cap, photos):
+    with pytest.raises(CaptionerError, match=r"unknown option beams; there are num_beams, max_new_tokens"):
+        cap(photos[0], beams=3)
+
+
+def test_a_model_of_half_precision_captions(tiny_captioner, photos):
+    for precision in ("bf16", "fp16"):
+        half = Captioner.from_pretrained(tiny_captioner, device="cpu", precision=precision)
+        assert {parameter.dtype for parameter in half.model.parameters()} == {module.DTYPES[precision]}
+        assert 0 < half(photos[0]).confidence <= 1
+
+
+def damage(folder: Path, what: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    if what == "no config":
+        (folder / "config.json").unlink()
+    elif what == "config is no JSON":
+        (folder / "config.json").write_text("{")
+    elif what == "another model":
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    elif what == "another trunk":
+        (folder / "config.json").write_text(json.dumps(config | {"encoder_name": "vit_of_nobody"}))
+    elif what == "no weights":
+        (folder / "model.safetensors").unlink()
+    elif what == "cut weights":
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    elif what == "a weight less":
+        weights = load_file(folder / "model.safetensors")
+        save_file(
+            {k: v for k, v in weights.items() if "lm_head" not in k and "embed_tokens" not in k},
+            folder / "model.safetensors",
+            {"format": "pt"},
+        )
+    elif what == "another width":
+        (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    elif what == "no tokenizer":
+        (folder / "tokenizer.model").unlink()
+    elif what == "damaged tokenizer":
+        (folder / "tokenizer.model").write_bytes(b"\xff" * 200)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no config", "no config.json"),
+        ("config is no JSON", "not a valid JSON file"),
+        ("another model", "a 'bert' model, not a 'captioner'"),
+        ("another trunk", "vit_of_nobody"),
+        ("no weights", "model.safetensors"),
+        ("cut weights", "cannot be read as a model"),
+        ("a weight less", "weights missing or of another shape"),
+        ("another width", r"weights missing or of another shape: decoder\.layers\.0\.mlp"),
+        ("no tokenizer", "cannot be read as a model"),
+        ("damaged tokenizer", "cannot be read as a model"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_explained_in_one_line(tiny_captioner, tmp_path, what, message):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_captioner, folder)
+    damage(folder, what)
+    with pytest.raises(CaptionerError, match=message) as caught:
+        Captioner.from_pretrained(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_models_are_explained(tmp_path, monkeypatch):
+    for name in ("runs/one/two", str(tmp_path / "nowhere"), tmp_path / "nowhere", "gone"):
+        with pytest.raises(CaptionerError, match="no such folder"):
+            Captioner.from_pretrained(name)
+    (tmp_path / "file").touch()
+    with pytest.raises(CaptionerError, match="a file; a model is a folder"):
+        Captioner.from_pretrained(tmp_path / "file")
+    monkeypatch.setattr(module, "BUNDLED", tmp_path)
+    with pytest.raises(CaptionerError, match="no bundled model; name one"):
+        Captioner.from_pretrained()
+
+
+def test_a_hub_id_is_read_from_the_cache_when_offline(tiny_captioner, tmp_path, photos, cap, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CaptionerError, match="no such folder, not in the Hub's cache, and the Hub is offline"):
+        Captioner.from_pretrained("someone/captioner-tiny")
+    repository = tmp_path / "models--someone--captioner-tiny"
+    shutil.copytree(tiny_captioner, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    from_hub = Captioner.from_pretrained("someone/captioner-tiny")
+    assert from_hub.name == "someone/captioner-tiny"
+    assert from_hub(photos[0]).text == cap(photos[0]).text
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta"])
+def test_a_device_that_cannot_compute_is_refused(tiny_captioner, device):
+    with pytest.raises(CaptionerError, match=f"device '{device}'"):
+        Captioner.from_pretrained(tiny_captioner, device=device)
+    with pytest.raises(CaptionerError, match="precision 'int3': choose auto, fp32, bf16, fp16"):
+        Captioner.from_pretrained(tiny_captioner, precision="int3")

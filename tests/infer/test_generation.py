@@ -1,0 +1,147 @@
+from collections import Counter
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioner.errors import CaptionerError
+from captioner.infer.generation import GenerationOptions, Hypothesis, generate
+from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+
+MODES = {
+    "greedy": GenerationOptions(num_beams=1),
+    "beams": GenerationOptions(num_beams=4, num_return_sequences=3, no_repeat_ngram_size=2, length_penalty=0.5),
+    "sampling": GenerationOptions(do_sample=True, temperature=1.3, top_k=9, top_p=0.9, num_return_sequences=3),
+    "seeded": GenerationOptions(do_sample=True, temperature=1.3, top_k=9, top_p=0.9, num_return_sequences=3, seed=5),
+    "least": GenerationOptions(num_beams=1, min_new_tokens=4),
+}
+DETERMINISTIC = ("greedy", "beams", "seeded", "least")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_captioner: Path) -> CaptionerForConditionalGeneration:
+    return CaptionerForConditionalGeneration.from_pretrained(tiny_captioner).eval()
+
+
+@pytest.fixture(scope="module")
+def pixel_values() -> torch.Tensor:
+    return torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def teacher_forced(
+    model: CaptionerForConditionalGeneration, image: torch.Tensor, hypothesis: Hypothesis
+) -> list[float]:
+    """Log-probabilities by one uncached forward pass over the whole caption."""
+    end = [] if hypothesis.end_log_prob is None else [model.config.eos_token_id]
+    labels = torch.tensor([[*hypothesis.token_ids, *end]])
+    with torch.no_grad():
+        logits = model(pixel_values=image[None], labels=labels, use_cache=False).logits
+    return logits.log_softmax(-1).gather(-1, labels[..., None])[0, :, 0].tolist()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_log_probs_are_those_of_a_teacher_forced_pass(model, pixel_values, mode):
+    torch.manual_seed(3)
+    lengths = Counter()
+    for image, hypotheses in zip(
+        pixel_values, generate(model, {"pixel_values": pixel_values}, MODES[mode]), strict=True
+    ):
+        assert len(hypotheses) == MODES[mode].num_return_sequences
+        for hypothesis in hypotheses:
+            end = [] if hypothesis.end_log_prob is None else [hypothesis.end_log_prob]
+            values = [*hypothesis.log_probs, *end]
+            assert len(hypothesis.log_probs) == len(hypothesis.token_ids)
+            assert values == pytest.approx(teacher_forced(model, image, hypothesis), abs=1e-4)
+            assert hypothesis.mean_log_prob == pytest.approx(sum(values) / len(values))
+            lengths[len(values)] += 1
+    assert len(lengths) > 2, "captions of one length would not show a wrong end"
+
+
+@pytest.mark.parametrize("mode", DETERMINISTIC)
+def test_a_caption_does_not_depend_on_the_batch_it_came_in(model, pixel_values, mode):
+    together = generate(model, {"pixel_values": pixel_values}, MODES[mode])
+    alone = [generate(model, {"pixel_values": image[None]}, MODES[mode])[0] for image in pixel_values]
+    assert [[h.token_ids for h in group] for group in together] == [[h.token_ids for h in group] for group in alone]
+
+
+def test_features_computed_before_give_the_same_captions_as_pixels(model, pixel_values):
+    with torch.no_grad():
+        encoder_outputs = model.encoder(pixel_values=pixel_values)
+    options = MODES["beams"]
+    from_pixels = generate(model, {"pixel_values": pixel_values}, options)
+    from_outputs = generate(model, {"encoder_outputs": encoder_outputs}, options)
+    assert [[h.token_ids for h in group] for group in from_pixels] == [[h.token_ids for h in g] for g in from_outputs]
+
+
+def test_beams_come_best_first(model, pixel_values):
+    options = GenerationOptions(num_beams=4, num_return_sequences=4, length_penalty=0.0)
+    for group in generate(model, {"pixel_values": pixel_values}, options):
+        scores = [sum(h.log_probs) + (h.end_log_prob or 0.0) for h in group]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_seeds_decide_what_is_drawn(model, pixel_values):
+    def draw(seed: int) -> list[tuple[int, ...]]:
+        options = GenerationOptions(do_sample=True, seed=seed)
+        return [group[0].token_ids for group in generate(model, {"pixel_values": pixel_values}, options)]
+
+    first = draw(1)
+    torch.manual_seed(99)  # of no concern to seeded draws
+    assert draw(1) == first != draw(2)
+
+
+def test_seeded_draws_follow_the_distribution_that_unseeded_draws_follow(model, pixel_values):
+    """First tokens of many draws for one image: shares within 4 standard errors of the warped softmax."""
+    image = {"pixel_values": pixel_values[:1]}
+    start = torch.tensor([[model.config.decoder_start_token_id]])
+    with torch.no_grad():
+        logits = model(**image, decoder_input_ids=start).logits[0, -1] / 1.5
+    kept = logits.topk(4)
+    expected = dict(zip(kept.indices.tolist(), kept.values.softmax(-1).tolist(), strict=True))
+    draws = 4000
+    for seed in (7, None):
+        torch.manual_seed(7)
+        options = GenerationOptions(
+            do_sample=True, temperature=1.5, top_k=4, seed=seed, num_return_sequences=draws, max_new_tokens=1
+        )
+        end = model.config.eos_token_id
+        counts = Counter(h.token_ids[0] if h.token_ids else end for h in generate(model, image, options)[0])
+        assert counts.keys() <= expected.keys()
+        for token, share in expected.items():
+            assert counts[token] / draws == pytest.approx(share, abs=4 * (share * (1 - share) / draws) ** 0.5)
+
+
+def test_no_caption_outgrows_the_models_positions(model, pixel_values):
+    (hypothesis,) = generate(model, {"pixel_values": pixel_values[2:3]}, GenerationOptions(num_beams=1))[0]
+    assert len(hypothesis.token_ids) == model.config.max_position_embeddings and hypothesis.end_log_prob is None
+    with pytest.raises(CaptionerError, match="min_new_tokens is 30; this model writes at most 16"):
+        generate(model, {"pixel_values": pixel_values[:1]}, GenerationOptions(min_new_tokens=30))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_beams": 0}, "num_beams must be at least 1; it is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens must be at most max_new_tokens"),
+        ({"length_penalty": float("nan")}, "length_penalty must be a finite number"),
+        ({"top_p": 0.9}, "top_p must be left out unless do_sample is on"),
+        ({"seed": 1}, "seed must be left out unless do_sample is on"),
+        ({"do_sample": True, "top_p": 0.0}, "top_p must be above 0"),
+        ({"do_sample": True, "temperature": 0.0}, "temperature must be above 0"),
+        ({"do_sample": True, "num_beams": 3}, "num_beams must be 1 or left out with do_sample"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences must be at most num_beams"),
+    ],
+)
+def test_options_without_meaning_are_refused(fields, message):
+    with pytest.raises(CaptionerError, match=message):
+        GenerationOptions(**fields)
+
+
+def test_beams_by_default_suit_the_rest():
+    assert GenerationOptions().num_beams == 3
+    assert GenerationOptions(num_return_sequences=5).num_beams == 5
+    assert GenerationOptions(do_sample=True, num_return_sequences=5).num_beams == 1
+    with pytest.raises(FrozenInstanceError):
+        GenerationOptions().num_beams = 2
