@@ -524,15 +524,13 @@ def _read_dataset(config: SourceConfig, report: Report) -> Iterator[Sample]:
         table = splits[config.split]
         table = table.remove_columns("split") if "split" in _column_names(table) else table
         config = config.model_copy(update={"split": None})  # done
-    elif len(splits) == 1:
-        table = next(iter(splits.values()))  # perhaps divided by a column
-    elif config.split is None:
+    elif config.split is None and len(splits) > 1:
         raise CaptionerError(f"{config.path}: holds several splits; choose one with `split`: {', '.join(splits)}")
     else:
-        there = ", ".join(splits)
-        raise CaptionerError(
-            f"{config.path}: no split {config.split!r}; there is {there}{_nearest(config.split, splits)}"
-        )
+        table, *others = splits.values()
+        if config.split is not None and (others or "split" not in _column_names(table)):  # nor does a column divide it
+            near = _nearest(config.split, splits)
+            raise CaptionerError(f"{config.path}: no split {config.split!r}; there is {', '.join(splits)}{near}")
     if config.streaming:
         return _merge_neighbours(_parse(_streamed_rows(table, config), config, folders, report))
     return _merge(_parse(_stored_rows(table, config), config, folders, report))
@@ -660,6 +658,9 @@ def _fetch(path: str | None) -> str | bytes | None:
     archive = path.rpartition("::")[2]
     if not archive.startswith("hf://") and "://" in archive:
         return path  # a data set does not choose which other servers we ask
-    with fsspec.open(path, "rb") as file:
-        data: bytes = file.read()
+    try:
+        with fsspec.open(path, "rb") as file:
+            data: bytes = file.read()
+    except OSError:
+        return path  # not there, as will be found and reported
     return data

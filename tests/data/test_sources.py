@@ -267,6 +267,8 @@ class TestSplits:
         assert "leave `split` out" in refusal(write_coco(folder), split="val")
         assert "leave `split` out" in refusal(write_csv(folder / "shapes.csv", ROWS), split="val")
         rows = table(image=["a.jpg"], caption=["a"])
+        DatasetDict({"train": rows}).save_to_disk(folder / "single")
+        assert "no split 'val'; there is train" in refusal(f"hf:{folder / 'single'}", split="val")
         DatasetDict({"train": rows, "test": rows}).save_to_disk(folder / "saved")
         assert "there is train, test; did you mean 'test'" in refusal(f"hf:{folder / 'saved'}", split="tests")
         assert "choose one with `split`: train, test" in refusal(f"hf:{folder / 'saved'}")
@@ -487,6 +489,10 @@ class TestWhereImagesMayLie:
         samples, skips = skipped("hf:someone/photos", images=str(inside))
         assert [s.image for s in samples] == [str(inside / "a.jpg"), str(downloaded)]
         assert len(skips) == 3
+
+    def test_a_streamed_file_that_is_gone_costs_its_row(self, folder: Path) -> None:
+        path = f"zip://a.jpg::{folder / 'gone.zip'}"
+        assert sources._fetch(path) == path
 
     def test_data_sets_do_not_choose_servers(self) -> None:
         for path in ("https://example.org/a.jpg", "zip://a.jpg::https://example.org/a.zip", "file:///etc/passwd"):
