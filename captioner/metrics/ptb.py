@@ -50,14 +50,11 @@ def _lex_plain(chunk: str) -> list[str]:
     return _lex(chunk + "\n", chunk + "\n", 0, len(chunk))
 
 
-_WORD_AND_BLANK = re.compile(r"(?!(?i:cannot|gonna|gotta|lemme|gimme|wanna) )[A-Za-z]+(?= )")
-
-
 def _lex(text: str, kinds: str, start: int, end: int) -> list[str]:
     """Tokens of the line `text[start:end]`; rules read `kinds`, and context may lie beyond the line's end."""
     tokens = []
     while start < end:
-        if quick := _WORD_AND_BLANK.match(kinds, start):
+        if quick := _QUICK_WORD.match(kinds, start):
             tokens.append(quick[0].lower())
             start = quick.end()
             continue
@@ -218,6 +215,26 @@ def _words(*alternatives: str) -> str:
     return f"(?i:{'|'.join(word for words in alternatives for word in words.split())})"
 
 
+_ABBREVIATIONS = """
+jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thu thurs fri
+ala ariz calif colo conn ct dak fla ga ind kans? ky md mich minn mo mont neb nev okla penn tenn va vt wisc? wyo
+(?-i:[A])rk (?-i:[A])z (?-i:[D])el (?-i:[I])ll (?-i:[L])a (?-i:[M])ass (?-i:[M])iss (?-i:[O])re (?-i:[P])a (?-i:[T])ex
+(?-i:[W])ash assn bancorp bhd bros cos? corp inc intl ltd plc pp?t[ye]s? rt sys univ
+al bldg blvd (?:ed|ph)\\.d esq est etc ext jr rd seq sq sr tel"""
+_TITLES = """
+adj adm adv alex assoc asst attys? ave brig capt cf cie co?mdr col cpl dept det drs? elec ens ft gen govs? hon insp invt
+jos lieut lt maj messrs m[ft]g mlle mme mrs? ms msgr mt natl pfc ph pres profs? pvt reps? rev sens? sfc sgt spc ste?
+supts? treas vs wm"""
+_BEFORE_NUMBERS = "art bldg ca figs? nos? op pp prop"
+_SPLIT = "cannot gonna gotta lemme gimme wanna"
+
+# The quick path inside a line: a word between blanks, or before a full stop that can only be one.
+_QUICK_WORD = re.compile(
+    rf"(?!{_words(_SPLIT)}[. \n])[A-Za-z]+(?=[ \n])"
+    rf"|(?!{_words(_SPLIT, _ABBREVIATIONS, _TITLES, _BEFORE_NUMBERS)}\.)[A-Za-z]{{2,}}(?=\.[ \n])"
+)
+
+
 def _build_rules() -> list[_Rule]:
     blank = r"[ \t\xa0\u2000-\u200a\u3000]"
     blank_or_newline = r"[ \t\xa0\u2000-\u200a\u3000\n\x85]"
@@ -249,18 +266,8 @@ def _build_rules() -> list[_Rule]:
     long_acronym = rf"(?:{nations}|[A-Za-z](?:\.[A-Za-z])+)"
     acronym = f"(?:{long_acronym}|[A-Za-z])"
     hyphenated = rf"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:{long_acronym}\.|[A-Za-z0-9\xad]+))+"
-    months_and_days = "jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thu thurs fri"
-    states = """ala ariz calif colo conn ct dak fla ga ind kans? ky md mich minn mo mont neb nev okla penn tenn va vt wisc?
-        wyo (?-i:[A])rk (?-i:[A])z (?-i:[D])el (?-i:[I])ll (?-i:[L])a (?-i:[M])ass (?-i:[M])iss (?-i:[O])re (?-i:[P])a
-        (?-i:[T])ex (?-i:[W])ash"""
-    companies = "assn bancorp bhd bros cos? corp inc intl ltd plc pp?t[ye]s? rt sys univ"
-    others = r"al bldg blvd (?:ed|ph)\.d esq est etc ext jr rd seq sq sr tel"
-    abbreviation = rf"{_words(months_and_days, states, companies, others)}\."  # a capital behind it starts a sentence
-    title = _words(
-        """adj adm adv alex assoc asst attys? ave brig capt cf cie co?mdr col cpl dept det drs? elec ens ft gen govs? hon
-        insp invt jos lieut lt maj messrs m[ft]g mlle mme mrs? ms msgr mt natl pfc ph pres profs? pvt reps? rev sens? sfc
-        sgt spc ste? supts? treas vs wm"""
-    )
+    abbreviation = rf"{_words(_ABBREVIATIONS)}\."  # a capital behind it starts a sentence
+    title = _words(_TITLES)
     name = r"[A-Za-z][A-Za-z0-9_:.\-]*"
     attribute = rf"{name}(?: *= *(?:'[^'\n]*'|\"[^\"\n]*\"))?"
     tag = rf"<(?:[!?][A-Za-z\-][^>\n]*|{name}(?: +{attribute})* */?|/{name}) *>"
@@ -331,7 +338,7 @@ def _build_rules() -> list[_Rule]:
         # abbreviations
         _rule("[A-Za-z]", rf"\.{sentence_start}"),
         _rule(rf"{long_acronym}\.", sentence_start),
-        _rule(rf"{_words('art bldg ca figs? nos? op pp prop')}\.", f"{blank_or_newline}?{digit}"),
+        _rule(rf"{_words(_BEFORE_NUMBERS)}\.", f"{blank_or_newline}?{digit}"),
         _rule(r"(?:(?i:pt)[eyEY]|(?i:co))\.", f"{blank}{_words('ltd lim')}"),
         _rule(abbreviation, f"{blank_or_newline}(?:{blank_or_newline}|{capital}|{tag})"),
         _rule(abbreviation, r"[\s\S]{2}"),
