@@ -77,7 +77,7 @@ def tokenizer(
 
     samples = iter_samples(SourceConfig(path=data, split=split), lambda skip: None)
     captions = (caption for sample in samples for caption in sample.captions)
-    settings = TokenizerConfig(vocab_size=vocab_size, model_type=model_type, lowercase=lowercase)  # type: ignore[arg-type]
+    settings = TokenizerConfig(vocab_size=vocab_size, model_type=model_type, lowercase=lowercase)
     train_tokenizer(captions, settings, output / "tokenizer.model")
 
 

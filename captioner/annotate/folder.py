@@ -167,7 +167,7 @@ class OutputFile:
         except OSError as error:
             raise CaptionerError(f"{error.filename}: cannot be written: {error.strerror}") from error
         if self.journal.tell() == 0:
-            self.journal.write(json_line(settings))
+            self.write(settings)
 
     def write(self, record: Record) -> None:
         self.journal.write(json_line(record))

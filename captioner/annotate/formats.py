@@ -4,12 +4,12 @@ import csv
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 FIELDS = ("image", "caption", "confidence", "alternatives", "tags", "width", "height", "model")
 
 
-def open_text(path: Path, mode: str) -> TextIO:
+def open_text(path: Path, mode: Literal["a", "w"]) -> TextIO:
     """Open as UTF-8. Bytes of a file name that are not UTF-8 become \\udcXX, which JSON reads back as the same name."""
     return open(path, mode, encoding="utf-8", errors="backslashreplace", newline="")
 

@@ -1,0 +1,252 @@
+"""`captioner annotate` as users run it, on a tiny random model."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+
+from captioner import cli
+from captioner.annotate import pipeline
+from captioner.infer.captioner import Captioner
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def annotate(
+    tiny_captioner: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Callable[..., Outcome]:
+    """Run the command in this process."""
+
+    def run(*arguments: object, model: Path = tiny_captioner) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["captioner", "annotate", "--model", str(model), *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return Outcome(end.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+def noise(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(11):
+        noise(number).save(folder / f"{number:02}.png")
+    monkeypatch.chdir(tmp_path)
+    return Path("photos")
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Good and bad images of the kinds that real folders hold."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    noise(0).save(folder / "good.jpg")
+    noise(1).save(folder / "truncated.jpg")
+    whole = (folder / "truncated.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.jpg").write_text("this is no photo")
+    noise(2).convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(torch.arange(1600, dtype=torch.int32).reshape(40, 40).mul(40).numpy().astype("uint16")).save(
+        folder / "deep.png"
+    )
+    rgba = noise(3).convert("RGBA")
+    rgba.putalpha(100)
+    rgba.save(folder / "rgba.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(4).save(folder / "rotated.jpg", exif=exif)
+    noise(5).save(folder / "animated.gif", save_all=True, append_images=[noise(6)])
+    monkeypatch.chdir(tmp_path)
+    return Path("mixed")
+
+
+def test_readable_images_are_captioned_and_the_others_listed(annotate, mixed):
+    outcome = annotate(mixed, "-o", "out.jsonl", "--num-return-sequences", 2, "--min-new-tokens", 6)
+    assert outcome.status == 3
+    assert outcome.out == "" and outcome.err == "6 captioned, 2 failed\n"
+    records = read_jsonl("out.jsonl")
+    names = ["animated.gif", "cmyk.jpg", "deep.png", "good.jpg", "rgba.png", "rotated.jpg"]
+    assert [record["image"] for record in records] == [f"mixed/{name}" for name in names]
+    for record in records:
+        assert list(record) == ["image", "caption", "confidence", "alternatives", "tags", "width", "height", "model"]
+        assert record["caption"] and 0 < record["confidence"] <= 1 and record["tags"] == []
+        (alternative,) = record["alternatives"]
+        assert alternative["caption"] != record["caption"] and 0 < alternative["confidence"] <= 1
+    assert (records[5]["width"], records[5]["height"]) == (40, 48), "upright, not as stored"
+    errors = read_jsonl("out.errors.jsonl")
+    assert [(error["image"], error["error"]) for error in errors] == [
+        ("mixed/text.jpg", "not_an_image"),
+        ("mixed/truncated.jpg", "truncated"),
+    ]
+    assert all(error["message"] and "\n" not in error["message"] for error in errors)
+    assert sorted(os.listdir()) == ["mixed", "out.errors.jsonl", "out.jsonl"]
+
+
+def test_without_an_output_file_a_table_goes_to_stdout_and_nothing_else(annotate, mixed):
+    noise(7).save(mixed / "tab\there\nand line.png")
+    outcome = annotate(mixed, "--min-new-tokens", 6)
+    assert outcome.status == 3
+    lines = [line.split("\t") for line in outcome.out.splitlines()]
+    assert [len(line) for line in lines] == [2] * 7 and all(caption for _, caption in lines)
+    assert lines[-1][0] == "mixed/tab\\x09here\\x0aand line.png"
+    assert [line.split(":")[0] for line in outcome.err.splitlines()] == ["mixed/text.jpg", "mixed/truncated.jpg"]
+
+
+def test_all_good_is_status_0_and_clears_an_earlier_errors_file(annotate, photos):
+    Path("out.errors.jsonl").write_text("{}\n")
+    Path("out.jsonl").write_text("old\n")
+    assert annotate(photos, "-o", "out.jsonl").status == 0
+    assert len(read_jsonl("out.jsonl")) == 11
+    assert not Path("out.errors.jsonl").exists()
+
+
+def test_input_order_is_kept_with_slow_workers_and_small_batches(annotate, photos, monkeypatch):
+    load_image = pipeline.load_image
+
+    def slow(path: str) -> Image.Image:
+        time.sleep(0.03 if path.endswith(("0.png", "5.png")) else 0)
+        return load_image(path)
+
+    whole = annotate(photos).out
+    monkeypatch.setattr(pipeline, "load_image", slow)
+    assert annotate(photos, "--batch-size", 2, "--num-workers", 4).out == whole
+    assert [line.split("\t")[0] for line in whole.splitlines()] == [f"photos/{number:02}.png" for number in range(11)]
+
+
+def test_csv_holds_what_jsonl_holds(annotate, photos):
+    annotate(photos, "-o", "out.jsonl", "--num-return-sequences", 2)
+    assert annotate(photos, "-o", "out.txt", "--format", "csv", "--num-return-sequences", 2).status == 0
+    with open("out.txt", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, record in zip(rows, read_jsonl("out.jsonl"), strict=True):
+        assert row | {"alternatives": json.loads(row["alternatives"]), "tags": json.loads(row["tags"])} == {
+            key: value if isinstance(value, list) else str(value) for key, value in record.items()
+        }
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are text there")
+def test_a_name_that_is_not_valid_text_survives(annotate, photos):
+    name = os.fsdecode(b"caf\xe9.png")
+    noise(0).save(photos / name)
+    assert annotate(photos, "-o", "out.jsonl").status == 0
+    assert read_jsonl("out.jsonl")[-1]["image"] == f"photos/{name}"
+    assert annotate(photos, "-o", "out.csv").status == 0
+
+
+def test_sampling_is_repeatable_and_independent_of_batches(annotate, photos):
+    first = annotate(photos, "--do-sample", "--seed", 1)
+    assert annotate(photos, "--do-sample", "--seed", 1, "--batch-size", 3).out == first.out
+    assert annotate(photos, "--do-sample", "--seed", 2).out != first.out
+
+
+KILLED_AT_THE_THIRD_BATCH = """
+import os, signal, sys
+from captioner import cli
+from captioner.infer.captioner import Captioner
+
+caption, calls = Captioner.caption, []
+
+def deadly(self, *arguments):
+    calls.append(1)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return caption(self, *arguments)
+
+Captioner.caption = deadly
+cli.main()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_run_goes_on_where_it_stopped(annotate, photos, tiny_captioner, monkeypatch):
+    (photos / "03.png").write_bytes(b"broken")
+    whole = annotate(photos, "-o", "whole.jsonl", "--batch-size", 2)
+    arguments = ["annotate", "--model", str(tiny_captioner), "photos", "-o", "out.jsonl", "--batch-size", "2"]
+    killed = subprocess.run([sys.executable, "-c", KILLED_AT_THE_THIRD_BATCH, *arguments], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not Path("out.jsonl").exists() and not Path("out.errors.jsonl").exists()
+    with open("out.jsonl.part", "ab") as journal:
+        journal.write(b'{"image": "photos/05.png", "caption": "cut')  # a line that was being written
+
+    prepared = []
+    preprocess = Captioner.preprocess
+    monkeypatch.setattr(Captioner, "preprocess", lambda self, image: prepared.append(image) or preprocess(self, image))
+    outcome = annotate(photos, "-o", "out.jsonl", "--batch-size", 2)
+    assert (outcome.status, outcome.err) == (whole.status, whole.err) == (3, "10 captioned, 1 failed\n")
+    assert len(prepared) == 6, "four were done already"
+    assert Path("out.jsonl").read_text() == Path("whole.jsonl").read_text()
+    assert Path("out.errors.jsonl").read_text() == Path("whole.errors.jsonl").read_text()
+    assert not list(Path().glob("*.part")) and not list(Path().glob("*.tmp"))
+
+
+def test_a_journal_of_another_run_is_not_mixed_in(annotate, photos, monkeypatch):
+    def stop(self, *arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Captioner, "caption", stop)
+        outcome = annotate(photos, "-o", "out.jsonl")
+        assert (outcome.status, outcome.err) == (130, "stopped; the same command goes on from out.jsonl.part\n")
+    outcome = annotate(photos, "-o", "out.jsonl", "--num-beams", 2)
+    assert outcome.status == 2
+    assert "left by a run with another model or other options" in outcome.err
+    assert annotate(photos, "-o", "out.jsonl").status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone"], "error: gone: no such file or folder"),
+        (["empty"], "error: no images in empty"),
+        (["photos", "-o", "out.xyz"], "error: out.xyz: format 'xyz' is unknown; choose one with --format: jsonl, csv"),
+        (["photos", "-o", "nowhere/out.jsonl"], "error: nowhere/out.jsonl: there is no folder nowhere"),
+        (["photos", "--format", "csv"], "error: --format needs an output file (-o)"),
+        (["photos", "--top-k", "5"], "error: top_k must be left out unless do_sample is on; it is 5"),
+        (["photos", "--device", "nonsense"], "error: device 'nonsense'"),
+        (["photos", "--batch-size", "0"], "Invalid value for '--batch-size'"),
+    ],
+)
+def test_usage_errors_are_one_line_and_status_2(annotate, photos, arguments, message):
+    Path("empty").mkdir()
+    outcome = annotate(*arguments)
+    assert outcome.status == 2 and outcome.out == ""
+    assert message in outcome.err and "Traceback" not in outcome.err
+    assert sorted(os.listdir()) == ["empty", "photos"], "nothing half-written"
+
+
+def test_infer_py_is_captioner_annotate(photos, tiny_captioner, annotate):
+    script = Path(cli.__file__).parents[1] / "infer.py"
+    if not script.exists():
+        pytest.skip("installed without the repository")
+    odd = b"photos/caf\xe9.png" if sys.platform == "linux" else b"photos/last.png"  # no valid UTF-8
+    expected = annotate("photos").out.encode() + odd + annotate("photos/00.png").out.encode()[len("photos/00.png") :]
+    noise(0).save(os.fsdecode(odd))
+    command = [sys.executable, str(script), "photos", "--model", str(tiny_captioner)]
+    result = subprocess.run(command, capture_output=True, check=False)
+    assert (result.returncode, result.stderr, result.stdout) == (0, b"", expected)
