@@ -30,16 +30,16 @@ class CiderDReward:
 
     def __init__(self, references: Mapping[Hashable, Sequence[Caption]]) -> None:
         captions = list(chain.from_iterable(references.values()))
-        self._index = NgramIndex(captions)
+        self.index = NgramIndex(captions)
         self._rows = {image: row for row, image in enumerate(references)}
         self._reference_count = caption_lengths(list(references.values()))
         self._first_reference = self._reference_count.cumsum() - self._reference_count
-        self._reference_lengths = caption_lengths(captions)
+        self.reference_lengths = caption_lengths(captions)
         self._log_images = np.log(max(len(references), 1))
-        image_of_reference = np.repeat(np.arange(len(references)), self._reference_count)
+        self.image_of_reference = np.repeat(np.arange(len(references)), self._reference_count)
         self._orders = [
-            self._weigh(counts, size, image_of_reference)
-            for counts, size in zip(self._index.reference_counts, self._index.sizes, strict=True)
+            self._weigh(counts, size)
+            for counts, size in zip(self.index.reference_counts, self.index.sizes, strict=True)
         ]
 
     def __call__(self, images: Sequence[Hashable], hypotheses: Sequence[Caption]) -> FloatArray:
@@ -53,7 +53,7 @@ class CiderDReward:
             rows = np.fromiter((self._rows[image] for image in images), np.int64, len(images))
         except KeyError as error:
             raise CaptionerError(f"image {error.args[0]!r} has no references") from error
-        return self.score(rows, self._index.count(hypotheses), caption_lengths(hypotheses))
+        return self.score(rows, self.index.count(hypotheses), caption_lengths(hypotheses))
 
     def score(self, rows: IntArray, counts: Sequence[NgramCounts], lengths: IntArray) -> FloatArray:
         """As above, for captions already counted: their images' places among the references, [C], and lengths, [C]."""
@@ -78,16 +78,16 @@ class CiderDReward:
             dot = np.bincount(comparison[found], product, minlength=len(hypothesis))
             scale = norm[hypothesis] * np.append(order.norm, 0)[reference]
             similarity += np.divide(dot, scale, out=np.zeros_like(dot), where=scale > 0)
-        similarity *= _length_penalty(lengths[hypothesis], self._reference_lengths[reference])
+        similarity *= _length_penalty(lengths[hypothesis], self.reference_lengths[reference])
         total = np.bincount(hypothesis, similarity, minlength=len(rows))
         return SCALE * total / MAX_ORDER / np.maximum(reference_count, 1)
 
-    def _weigh(self, counts: NgramCounts, size: int, image_of_reference: IntArray) -> "_Order":
-        images_with = np.unique(image_of_reference[counts.caption] * (size + 1) + counts.ngram)
+    def _weigh(self, counts: NgramCounts, size: int) -> "_Order":
+        images_with = np.unique(self.image_of_reference[counts.caption] * (size + 1) + counts.ngram)
         document_frequency = np.bincount(images_with % (size + 1), minlength=size)
         idf = self._log_images - np.log(np.maximum(document_frequency, 1))
         weight = counts.count * idf[counts.ngram]
-        norm = np.sqrt(np.bincount(counts.caption, weight**2, minlength=len(image_of_reference)))
+        norm = np.sqrt(np.bincount(counts.caption, weight**2, minlength=len(self.image_of_reference)))
         return _Order(counts.caption * (size + 1) + counts.ngram, weight, norm, idf)
 
 

@@ -42,11 +42,15 @@ class Meteor:
         return cls(MeteorData.load())
 
     def score(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
-        """Score each hypothesis against the references of its image; both sequences are in the order of the images.
+        """The score of the corpus, computed from the summed statistics of its images, and the score of each image."""
+        best = self.statistics(hypotheses, references)
+        return Statistics.total(best).score(), [statistics.score() for statistics in best]
 
-        Captions are PTB-tokenised and joined by spaces. Returns the score of the corpus, computed from the summed
-        statistics of each image's best reference, and the score of each image. An empty caption scores 0, and so does
-        one without references.
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> "list[Statistics]":
+        """Compare each hypothesis with the references of its image; both sequences are in the order of the images.
+
+        Captions are PTB-tokenised and joined by spaces. Returns the counts for each image's best reference. An empty
+        caption scores 0, and so does one without references.
         """
         words = {
             caption: normalized_words(caption, self.data.abbreviations)
@@ -61,7 +65,7 @@ class Meteor:
                 for reference in image_references or [""]
             )
             best.append(max(compared, key=Statistics.score))
-        return Statistics.total(best).score(), [statistics.score() for statistics in best]
+        return best
 
     def _sentence(self, words: list[str], paraphrases: dict[str, list[str]]) -> "Sentence":
         phrases: dict[str, list[int]] = {}
