@@ -18,7 +18,6 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.layer_idx = layer_idx
         self.num_heads = config.num_attention_heads
-        self.dropout = config.dropout
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
@@ -33,8 +32,7 @@ class SelfAttention(nn.Module):
         query, key, value = _split_heads(self.qkv_proj(hidden_states), 3, self.num_heads)
         if past_key_values is not None:
             key, value = past_key_values.self_attention_cache.update(key, value, self.layer_idx)
-        dropout = self.dropout if self.training else 0.0
-        context = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, is_causal)
+        context = F.scaled_dot_product_attention(query, key, value, attention_mask, is_causal=is_causal)
         return self.out_proj(_merge_heads(context))
 
 
@@ -45,7 +43,6 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.layer_idx = layer_idx
         self.num_heads = config.num_attention_heads
-        self.dropout = config.dropout
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.kv_proj = nn.Linear(config.hidden_size, 2 * config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -59,8 +56,7 @@ class CrossAttention(nn.Module):
         # Attention to an image is independent per query: the queries of its K captions line up as one long sequence.
         query = self.q_proj(hidden_states).view(key.shape[0], -1, shape[-1])
         (query,) = _split_heads(query, 1, self.num_heads)
-        dropout = self.dropout if self.training else 0.0
-        context = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        context = F.scaled_dot_product_attention(query, key, value)
         return self.out_proj(_merge_heads(context).view(shape))
 
     def _keys_and_values(
@@ -78,7 +74,10 @@ class CrossAttention(nn.Module):
 
 
 class TransformerLayer(GradientCheckpointingLayer):
-    """Pre-norm layer (Xiong et al. 2020, https://arxiv.org/abs/2002.04745), with cross-attention in the decoder."""
+    """Pre-norm layer (Xiong et al. 2020, https://arxiv.org/abs/2002.04745), with cross-attention in the decoder.
+
+    Dropout is on the residual branches alone: on attention weights it would rule out the fused kernels.
+    """
 
     def __init__(self, config: CaptionerConfig, layer_idx: int, cross_attention: bool) -> None:
         super().__init__()
