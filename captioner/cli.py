@@ -42,10 +42,49 @@ def _commands() -> None:
 def score(
     results: Annotated[Path, typer.Argument(help="Generated captions: COCO results, Karpathy json or jsonl.")],
     references: Annotated[Path, typer.Argument(help="Reference captions: COCO captions, Karpathy json or jsonl.")],
+    other: Annotated[Path | None, typer.Option(help="A second file of captions, compared by paired bootstrap.")] = None,
+    split: Annotated[str | None, typer.Option(help="The split of a Karpathy json to take references from.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Comma-separated; default: all that is installed but SPICE, which is slow.")
+    ] = None,
+    tokenization: Annotated[
+        str, typer.Option(help="ptb: as the official scorer; char: characters, for languages written without spaces.")
+    ] = "ptb",
+    train_captions: Annotated[Path | None, typer.Option(help="Captions trained on, for the share of novel ones.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write all numbers as JSON.")] = None,
 ) -> None:
     """Measure a file of generated captions against references, as the official COCO scorer does."""
-    raise CaptionerError("captioner score is being written")
+    import json
+
+    from rich.console import Console
+
+    from captioner.metrics.files import by_file_name, read_captions, read_results
+    from captioner.metrics.report import as_json, print_scores
+    from captioner.metrics.score import default_metrics, score_captions
+
+    files = [results] if other is None else [results, other]
+    wanted = default_metrics(tokenization) if metrics is None else [name.strip() for name in metrics.split(",")]
+    true = read_captions(references, split)
+    known = None if train_captions is None else [text for texts in read_captions(train_captions).values() for text in texts]
+    scores = []
+    for path in files:
+        try:
+            captions, captions_of_images = by_file_name(read_results(path), true)
+            scores.append(
+                score_captions(
+                    captions, captions_of_images, metrics=wanted, tokenization=tokenization, training_captions=known
+                )
+            )
+        except CaptionerError as error:
+            raise CaptionerError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    print_scores(Console(), [path.stem for path in files], scores)
+    if output is not None:
+        partial = output.with_name(output.name + ".part")
+        try:
+            partial.write_text(json.dumps(as_json(*scores), indent=1) + "\n", encoding="utf-8")
+            partial.replace(output)
+        except OSError as error:
+            raise CaptionerError(f"{output}: {error.strerror}") from error
 
 
 @app.command()
@@ -156,6 +195,62 @@ def annotate(
         print(f"{summary.captioned} captioned, {summary.failed} failed", file=sys.stderr)
     if summary.failed:
         raise typer.Exit(3)
+
+
+@app.command()
+def evaluate(
+    data: Annotated[str, typer.Option(help="Images with captions: any source that training reads.")],
+    split: Annotated[str | None, typer.Option(help="The split to measure on.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder that image names start from; default: beside DATA.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write all numbers as JSON.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Write the captions in COCO's results layout.")] = None,
+    metrics: Metrics = None,
+    tokenization: Tokenization = "ptb",
+    model: Model = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 16,
+    num_workers: Workers = None,
+    num_beams: NumBeams = None,
+    max_new_tokens: MaxNewTokens = None,
+    min_new_tokens: MinNewTokens = None,
+    no_repeat_ngram_size: NoRepeatNgramSize = None,
+    length_penalty: LengthPenalty = None,
+) -> None:
+    """Caption the images of a data set and score the captions against its own."""
+    from rich.console import Console
+
+    from captioner.annotate.evaluate import caption_samples
+    from captioner.config import SourceConfig
+    from captioner.data.sources import load_samples
+    from captioner.infer.captioner import Captioner
+    from captioner.infer.generation import GenerationOptions
+    from captioner.metrics.report import as_json, print_scores
+    from captioner.metrics.score import score_captions
+
+    _quiet_libraries()
+    options = GenerationOptions(
+        **_given(
+            num_beams=num_beams,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            length_penalty=length_penalty,
+        )
+    )
+    wanted = _metric_names(metrics, tokenization)
+    samples, _ = load_samples(SourceConfig(path=data, images=images, split=split))
+    captioner = Captioner.from_pretrained(model, device, precision)
+    captions = caption_samples(
+        captioner, samples, options, batch_size=batch_size, num_workers=num_workers or _default_workers()
+    )
+    if predictions:
+        _write_json(predictions, [{"image_id": image, "caption": caption} for image, caption in captions.items()])
+    references = {sample.id: sample.captions for sample in samples}
+    scores = score_captions(captions, references, metrics=wanted, tokenization=tokenization)
+    print_scores(Console(), [captioner.name], [scores])
+    if output:
+        _write_json(output, as_json(scores))
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -4,8 +4,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain, islice
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,20 @@ from captioner.metrics.rouge import rouge_l
 from captioner.metrics.spice import spice_scores
 
 FloatArray = NDArray[np.float64]
-Tokenization = Literal["ptb", "char"]
 
 BLEU = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
 FAST_METRICS = (*BLEU, "ROUGE_L", "CIDEr")
 """What needs neither optional data nor Java; thousands of captions a second."""
 METRICS = (*BLEU, "METEOR", "ROUGE_L", "CIDEr", "CIDEr_D", "SPICE")
 """All metrics. What the official scorer calls CIDEr is CIDEr-D, so those two are equal."""
+
+
+def default_metrics(tokenization: str) -> list[str]:
+    """All metrics that go with the tokenization and are installed, but for SPICE, which is slow."""
+    names = [*FAST_METRICS]
+    if tokenization == "ptb" and find_spec("pycocoevalcap") is not None:
+        names.append("METEOR")
+    return names
 
 
 class Measure(NamedTuple):
@@ -65,7 +73,7 @@ class Diversity(NamedTuple):
 class Scores:
     """Scores of one caption per image."""
 
-    tokenization: Tokenization
+    tokenization: str
     image_ids: list[Hashable]
     measures: list[Measure]
     diversity: Diversity
@@ -121,7 +129,7 @@ def score_captions(
     references: Mapping[Hashable, Sequence[str]],
     *,
     metrics: Iterable[str] = FAST_METRICS,
-    tokenization: Tokenization = "ptb",
+    tokenization: str = "ptb",
     training_captions: Iterable[str] | None = None,
 ) -> Scores:
     """Score one caption per image against the references of the same images.
