@@ -25,6 +25,9 @@ def tokenize(captions: Iterable[str]) -> list[list[str]]:
     """
     lines = [_LINE_BREAK.sub(" ", caption) for caption in captions]
     text = "\n".join(lines)
+    if has_astral := _ASTRAL.search(text) is not None:
+        text = _ASTRAL.sub(_surrogates, text)
+        lines = text.split("\n")
     kinds = text if text.isascii() else text.translate(_KINDS)
     tokens_of_lines, start = [], 0
     for line in lines:
@@ -35,10 +38,23 @@ def tokenize(captions: Iterable[str]) -> list[list[str]]:
         else:
             tokens_of_lines.append(_lex(text, kinds, start, end))
         start = end + 1
-    return tokens_of_lines
+    return [[_whole(token) for token in tokens] for tokens in tokens_of_lines] if has_astral else tokens_of_lines
 
 
 _LINE_BREAK = re.compile(r"[\n\r\x0b\x0c\u2028\u2029]")
+
+# Java's text is UTF-16: a character beyond the basic plane (emoji) is two, which matters where rules count characters.
+_ASTRAL = re.compile("[\U00010000-\U0010ffff]")
+
+
+def _surrogates(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be")
+    return chr(int.from_bytes(units[:2], "big")) + chr(int.from_bytes(units[2:], "big"))
+
+
+def _whole(token: str) -> str:
+    return token.encode("utf-16-be", "surrogatepass").decode("utf-16-be", "surrogatepass")
+
 
 # The quick path. Where a line holds letters, apostrophes, hyphens and commas, no token depends on more than the blanks
 # around it; nor does a full stop that ends the line, unless behind a single letter.
@@ -124,7 +140,7 @@ class _Kinds(dict[int, str]):
         character = chr(code)
         if code < 0x80 or code in self.named:
             return character
-        if code > 0xFFFF or code in self.unknown:
+        if code in self.unknown:
             return _UNKNOWN
         if character.isalpha() or code in (0x1885, 0x1886):
             cased_later = 0x13A0 <= code <= 0x13F4  # Cherokee
@@ -175,7 +191,7 @@ def _currency_of_the_treebank(token: str) -> str:
 
 
 def _opening_quote(token: str) -> str:
-    return "`" if token == "'" else "``"
+    return {"'": "`", '"': "``", "&quot;": "``"}.get(token, token)
 
 
 def _quotes_plain(token: str) -> str:
@@ -219,7 +235,7 @@ _ABBREVIATIONS = """
 jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thu thurs fri
 ala ariz calif colo conn ct dak fla ga ind kans? ky md mich minn mo mont neb nev okla penn tenn va vt wisc? wyo
 (?-i:[A])rk (?-i:[A])z (?-i:[D])el (?-i:[I])ll (?-i:[L])a (?-i:[M])ass (?-i:[M])iss (?-i:[O])re (?-i:[P])a (?-i:[T])ex
-(?-i:[W])ash assn bancorp bhd bros cos? corp inc intl ltd plc pp?t[ye]s? rt sys univ
+(?-i:[W])ash assn bancorp bhd bros cos? corp inc intl ltd plc pp?t(?-i:[ye])s? rt sys univ
 al bldg blvd (?:ed|ph)\\.d esq est etc ext jr rd seq sq sr tel"""
 _TITLES = """
 adj adm adv alex assoc asst attys? ave brig capt cf cie co?mdr col cpl dept det drs? elec ens ft gen govs? hon insp invt
@@ -231,7 +247,7 @@ _SPLIT = "cannot gonna gotta lemme gimme wanna"
 # The quick path inside a line: a word between blanks, or before a full stop that can only be one.
 _QUICK_WORD = re.compile(
     rf"(?!{_words(_SPLIT)}[. \n])[A-Za-z]+(?=[ \n])"
-    rf"|(?!{_words(_SPLIT, _ABBREVIATIONS, _TITLES, _BEFORE_NUMBERS)}\.)[A-Za-z]{{2,}}(?=\.[ \n])"
+    rf"|(?!{_words(_SPLIT, _ABBREVIATIONS, _TITLES, _BEFORE_NUMBERS, 'pt[ey]')}\.)[A-Za-z]{{2,}}(?=\.[ \n])"
 )
 
 
@@ -310,7 +326,7 @@ def _build_rules() -> list[_Rule]:
         ),
         _rule(f"(?i:y){apostrophe}", plain_letter),
         # addresses
-        _rule(rf"(?i:https?://)[^{not_in_url}]+[^{not_in_url}.!?{{}},\-]"),
+        _rule(rf"(?i:https?://)[^{not_in_url}{{}}]+[^{not_in_url}.!?{{}},\-]"),
         _rule(rf"(?i:www\.)(?:[^{not_in_url}.!?{{}},]+\.)+[a-zA-Z]{{2,4}}{path}?"),
         _rule(rf"(?:[^{not_in_url}`'.!?{{}},-_$]+\.)+{_words('com net org edu')}{path}?"),
         _rule(email),
@@ -347,7 +363,7 @@ def _build_rules() -> list[_Rule]:
         _rule(f"{title}|{acronym}", blank),
         _rule(acronym, blank_or_newline),
         _rule(f"{apostrophe}[0-9]{{2}}", blank_or_newline),
-        _rule(rf"{letter_or_digit}+(?:[-._/]{letter_or_digit}+)*\.{extensions}", rf"{blank_or_newline}|[.,?!]"),
+        _rule(rf"{letter_or_digit}+(?:\.{letter_or_digit}+)*\.{extensions}", rf"{blank_or_newline}|[.,?!]"),
         _rule(rf"{word}\.", clause_mark, _soft_hyphens_removed),
         _rule(
             r"(?:\([0-9]{2,3}\)[ \xa0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])"
