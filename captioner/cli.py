@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,14 @@ MinNewTokens = Annotated[int | None, typer.Option(help="Shortest caption in toke
 NoRepeatNgramSize = Annotated[int | None, typer.Option(help="No n-gram of this many tokens twice. Default: 0, off.")]
 LengthPenalty = Annotated[float | None, typer.Option(help="Above 0 favours longer captions. Default: 1.")]
 
+# Options that `score` and `evaluate` share.
+Metrics = Annotated[
+    str | None, typer.Option(help="Comma-separated; default: all that is installed but SPICE, which is slow.")
+]
+Tokenization = Annotated[
+    str, typer.Option(help="ptb: as the official scorer; char: characters, for languages written without spaces.")
+]
+
 app = typer.Typer(
     name="captioner",
     help="Learn to describe images, then annotate images.",
@@ -44,28 +53,26 @@ def score(
     references: Annotated[Path, typer.Argument(help="Reference captions: COCO captions, Karpathy json or jsonl.")],
     other: Annotated[Path | None, typer.Option(help="A second file of captions, compared by paired bootstrap.")] = None,
     split: Annotated[str | None, typer.Option(help="The split of a Karpathy json to take references from.")] = None,
-    metrics: Annotated[
-        str | None, typer.Option(help="Comma-separated; default: all that is installed but SPICE, which is slow.")
+    metrics: Metrics = None,
+    tokenization: Tokenization = "ptb",
+    train_captions: Annotated[
+        Path | None, typer.Option(help="Captions trained on, for the share of novel ones.")
     ] = None,
-    tokenization: Annotated[
-        str, typer.Option(help="ptb: as the official scorer; char: characters, for languages written without spaces.")
-    ] = "ptb",
-    train_captions: Annotated[Path | None, typer.Option(help="Captions trained on, for the share of novel ones.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write all numbers as JSON.")] = None,
 ) -> None:
     """Measure a file of generated captions against references, as the official COCO scorer does."""
-    import json
-
     from rich.console import Console
 
     from captioner.metrics.files import by_file_name, read_captions, read_results
     from captioner.metrics.report import as_json, print_scores
-    from captioner.metrics.score import default_metrics, score_captions
+    from captioner.metrics.score import score_captions
 
     files = [results] if other is None else [results, other]
-    wanted = default_metrics(tokenization) if metrics is None else [name.strip() for name in metrics.split(",")]
+    wanted = _metric_names(metrics, tokenization)
     true = read_captions(references, split)
-    known = None if train_captions is None else [text for texts in read_captions(train_captions).values() for text in texts]
+    known = (
+        None if train_captions is None else [text for texts in read_captions(train_captions).values() for text in texts]
+    )
     scores = []
     for path in files:
         try:
@@ -78,13 +85,8 @@ def score(
         except CaptionerError as error:
             raise CaptionerError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     print_scores(Console(), [path.stem for path in files], scores)
-    if output is not None:
-        partial = output.with_name(output.name + ".part")
-        try:
-            partial.write_text(json.dumps(as_json(*scores), indent=1) + "\n", encoding="utf-8")
-            partial.replace(output)
-        except OSError as error:
-            raise CaptionerError(f"{output}: {error.strerror}") from error
+    if output:
+        _write_json(output, as_json(*scores))
 
 
 @app.command()
@@ -201,7 +203,9 @@ def annotate(
 def evaluate(
     data: Annotated[str, typer.Option(help="Images with captions: any source that training reads.")],
     split: Annotated[str | None, typer.Option(help="The split to measure on.")] = None,
-    images: Annotated[str | None, typer.Option(help="Folder that image names start from; default: beside DATA.")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Folder that image names start from; default: beside DATA.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write all numbers as JSON.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write the captions in COCO's results layout.")] = None,
     metrics: Metrics = None,
@@ -239,6 +243,8 @@ def evaluate(
         )
     )
     wanted = _metric_names(metrics, tokenization)
+    probe = "a metric that cannot be had is refused now, not after hours of captioning"
+    score_captions({0: probe}, {0: [probe]}, metrics=wanted, tokenization=tokenization)
     samples, _ = load_samples(SourceConfig(path=data, images=images, split=split))
     captioner = Captioner.from_pretrained(model, device, precision)
     captions = caption_samples(
@@ -246,7 +252,7 @@ def evaluate(
     )
     if predictions:
         _write_json(predictions, [{"image_id": image, "caption": caption} for image, caption in captions.items()])
-    references = {sample.id: sample.captions for sample in samples}
+    references: dict[Hashable, tuple[str, ...]] = {sample.id: sample.captions for sample in samples}
     scores = score_captions(captions, references, metrics=wanted, tokenization=tokenization)
     print_scores(Console(), [captioner.name], [scores])
     if output:
@@ -255,6 +261,23 @@ def evaluate(
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _metric_names(chosen: str | None, tokenization: str) -> list[str]:
+    from captioner.metrics.score import default_metrics
+
+    return default_metrics(tokenization) if chosen is None else [name.strip() for name in chosen.split(",")]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    import json
+
+    partial = path.with_name(path.name + ".part")
+    try:
+        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise CaptionerError(f"{path}: {error.strerror}") from error
 
 
 def _default_workers() -> int:

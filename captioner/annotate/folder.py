@@ -12,11 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from captioner.annotate.formats import FORMATS, json_line, open_text
-from captioner.annotate.pipeline import Captioned, Failure, caption_images
+from captioner.annotate.pipeline import Captioned, Failure, caption_images, progress_bar
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
 from captioner.infer.generation import GenerationOptions
@@ -56,7 +53,7 @@ def annotate(
     A file that cannot be read costs one `Failure`, never the run.
     """
     captioned = failed = 0
-    with _progress_bar(isinstance(sink, Table)) as progress:
+    with progress_bar(isinstance(sink, Table) and sys.stdout.isatty()) as progress:
         task = progress.add_task("captioning", total=total)
         todo = ((path, path) for path in _pass_over(images, sink.done, lambda: progress.advance(task)))
         for result in caption_images(captioner, todo, options, batch_size=batch_size, num_workers=num_workers):
@@ -93,13 +90,6 @@ def _pass_over(images: Iterable[str], done: set[str], passed: Callable[[], None]
             passed()
         else:
             yield image
-
-
-def _progress_bar(results_on_stdout: bool) -> Progress:
-    """A bar on stderr where that is a terminal, unless the results scroll by on the same terminal."""
-    visible = sys.stderr.isatty() and not (results_on_stdout and sys.stdout.isatty())
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not visible, redirect_stdout=False)
 
 
 def choose_format(path: Path, name: str | None) -> str:

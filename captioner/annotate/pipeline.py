@@ -1,5 +1,6 @@
 """Many images through a `Captioner`: threads decode and preprocess ahead of the model, memory stays bounded."""
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,6 +9,8 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from captioner.data.images import ImageError, ReadableImage, load_image
@@ -102,3 +105,10 @@ def _caption_batch(
     captions = captioner.caption(torch.stack([prepared.pixel_values for prepared in batch]), options)
     for prepared, caption in zip(batch, captions, strict=True):
         yield Captioned(prepared.key, caption, prepared.width, prepared.height)
+
+
+def progress_bar(results_scroll_by: bool = False) -> Progress:
+    """A bar on stderr where that is a terminal, and results do not go to the same one."""
+    visible = sys.stderr.isatty() and not results_scroll_by
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not visible, redirect_stdout=False)

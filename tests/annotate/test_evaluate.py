@@ -1,0 +1,69 @@
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from captioner import cli
+from captioner.infer.captioner import Captioner
+
+
+@pytest.fixture
+def evaluate(tiny_captioner: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    def run(*arguments: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(
+            sys, "argv", ["captioner", "evaluate", "--model", str(tiny_captioner), *map(str, arguments)]
+        )
+        capsys.readouterr()  # what the fixtures printed
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return (end.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def own_captions(tiny_captioner: Path, tmp_path: Path) -> dict[str, str]:
+    """A data set whose reference for each photo is what the model says of it: whatever is mixed up costs points."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(5):
+        pixels = torch.randint(0, 256, (40, 40, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{number}.png")
+    captioner = Captioner.from_pretrained(tiny_captioner)
+    paths = sorted(tmp_path.glob("*.png"))
+    captions = {
+        path.name: caption.text for path, caption in zip(paths, captioner(paths, min_new_tokens=12), strict=True)
+    }
+    assert len(set(captions.values())) == 5
+    with open(tmp_path / "data.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption"), *reversed(captions.items())])
+    return captions
+
+
+def test_captions_are_scored_against_their_own_images(evaluate, own_captions, tmp_path):
+    scores, predictions = tmp_path / "scores.json", tmp_path / "predictions.json"
+    arguments = ["--data", tmp_path / "data.csv", "--min-new-tokens", 12, "-o", scores, "--predictions", predictions]
+    status, out, err = evaluate(*arguments, "--batch-size", 2, "--metrics", "Bleu_4,ROUGE_L", "--tokenization", "char")
+    assert (status, err) == (0, "")
+    assert "Bleu_4" in out and "1.0000" in out
+    assert {name: value["score"] for name, value in json.loads(scores.read_text())["scores"].items()} == pytest.approx(
+        {"Bleu_4": 1.0, "ROUGE_L": 1.0}
+    )
+    written = {row["image_id"]: row["caption"] for row in json.loads(predictions.read_text())}
+    assert written == own_captions
+
+
+def test_an_unreadable_image_stops_the_measurement(evaluate, own_captions, tmp_path):
+    (tmp_path / "3.png").write_bytes(b"broken")
+    status, out, err = evaluate("--data", tmp_path / "data.csv", "-o", tmp_path / "scores.json")
+    assert status == 2 and "3.png: not an image" in err and out == ""
+    assert not (tmp_path / "scores.json").exists()
+
+
+def test_an_unknown_metric_is_refused_before_anything_is_captioned(evaluate, own_captions, tmp_path, monkeypatch):
+    monkeypatch.setattr(Captioner, "caption", None)
+    status, _, err = evaluate("--data", tmp_path / "data.csv", "--metrics", "CIDEr,FOO")
+    assert status == 2 and "unknown metric 'FOO'" in err
