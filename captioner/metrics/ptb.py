@@ -79,7 +79,7 @@ def _lex(text: str, kinds: str, start: int, end: int) -> list[str]:
             match = rule.pattern.match(kinds, start)
             if match and (longest is None or match.end() > longest.end()):
                 longest, rewrite = match, rule.rewrite
-        if longest is None:  # a blank, or a character the tokenizer does not know
+        if longest is None:  # a character the tokenizer does not know
             start += 1
             continue
         token = text[start : longest.end(1)]
@@ -87,6 +87,8 @@ def _lex(text: str, kinds: str, start: int, end: int) -> list[str]:
         token = (rewrite(token) if rewrite else token).lower()
         if token and token not in PUNCTUATION:
             tokens.append(token)
+    if tokens:
+        tokens[-1] = tokens[-1].rstrip()  # a web address may end in a wide blank; the official scorer strips lines
     return tokens
 
 
@@ -401,7 +403,7 @@ def _build_rules() -> list[_Rule]:
         _rule(rf"''|[`\x91-\x94\u2018-\u201f\u2039\u203a\xab\xbb]{{1,2}}|{apostrophe}", rewrite=_quotes_plain),
         _rule("<<|>>"),
         _rule(rf"[+%&~^|\\{_SYMBOL}{_SYMBOL_CAPITAL}\u2044\u207a\u207b\u208a\u208b]"),
-        _rule("(?i:&nbsp;)", rewrite=lambda _: ""),
+        _rule(f"{blank}+|(?i:&nbsp;)", rewrite=lambda _: ""),
     ]
 
 
