@@ -112,13 +112,14 @@ def tokenizer(
     lowercase: Annotated[bool, typer.Option(help="Fold case before splitting.")] = True,
 ) -> None:
     """Train a SentencePiece tokenizer on captions, in any script."""
-    from captioner.config import SourceConfig, TokenizerConfig
+    from captioner.config import SourceConfig, TokenizerConfig, validated
     from captioner.data.sources import iter_samples
     from captioner.data.tokenizer import train_tokenizer
 
     samples = iter_samples(SourceConfig(path=data, split=split), lambda skip: None)
     captions = (caption for sample in samples for caption in sample.captions)
-    settings = TokenizerConfig(vocab_size=vocab_size, model_type=model_type, lowercase=lowercase)
+    values = {"vocab_size": vocab_size, "model_type": model_type, "lowercase": lowercase}
+    settings = validated(TokenizerConfig, values, "tokenizer")
     train_tokenizer(captions, settings, output / "tokenizer.model")
 
 

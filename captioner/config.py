@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -17,7 +17,10 @@ PARTS = ("trunk", "bridge", "decoder")
 class Section(BaseModel):
     """A part of a recipe. Unknown keys are errors: a misspelt key must not train the wrong model for a day."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class SourceConfig(Section):
@@ -58,7 +61,7 @@ class DataConfig(Section):
 
 class TokenizerConfig(Section):
     path: str | None = Field(None, description="A folder with a trained tokenizer; default: train one on the captions.")
-    vocab_size: int = Field(4000, ge=8)
+    vocab_size: int = Field(4000, ge=8, le=1_000_000)
     model_type: Literal["unigram", "bpe", "char", "word"] = "unigram"
     lowercase: bool = True
 
@@ -114,7 +117,7 @@ class PhaseConfig(Section):
     )
     trunk_blocks: int | None = Field(None, ge=1, description="Only the last k trunk blocks learn; default: all.")
     layer_decay: float = Field(1.0, gt=0, le=1, description="Rate of a trunk block relative to the one above it.")
-    objectives: dict[Literal["captioning"], float] = Field(default_factory=lambda: {"captioning": 1.0})
+    objectives: dict[Literal["captioning"], float] = {"captioning": 1.0}
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     warmup_fraction: float = Field(0.05, ge=0, le=1)
     final_rate_fraction: float = Field(0.0, ge=0, le=1, description="Where the cosine ends, relative to the peak.")
@@ -174,7 +177,7 @@ class RunConfig(Section):
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read a recipe, apply `a.b.0.c=value` overrides (values are YAML), expand `${VARIABLES}`, check every key and type.
+    """Read a recipe, apply `a.b.0.c=value` overrides (in YAML), expand `${VARIABLES}`, check every key and type.
 
     Raises:
         CaptionerError: the file is missing or not YAML, a key is unknown (with the nearest valid name), a value has
@@ -192,10 +195,19 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         raise CaptionerError(f"{path}: a recipe is a mapping of keys to values")
     for override in overrides or []:
         _apply_override(tree, override)
+    return validated(RunConfig, _expand_variables(tree, str(path)), str(path))
+
+
+def validated(section: type[AnySection], values: dict[str, Any], where: str) -> AnySection:
+    """A section made of `values`.
+
+    Raises:
+        CaptionerError: a key is unknown or a value has the wrong type; the message starts with `where` and the key.
+    """
     try:
-        return RunConfig.model_validate(_expand_variables(tree, str(path)))
+        return section.model_validate(values)
     except ValidationError as error:
-        raise CaptionerError("\n".join(_explain(problem, str(path)) for problem in error.errors())) from error
+        raise CaptionerError("\n".join(_explain(problem, section, where) for problem in error.errors())) from error
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -213,17 +225,19 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if isinstance(node, list):
         _child(node, last, override)
         node[int(last)] = parsed
-    else:
+    elif isinstance(node, dict):
         node[last] = parsed
+    else:
+        raise CaptionerError(f"override {override!r}: {'.'.join(parents)} is a value, nothing lies below it")
 
 
 def _child(node: Any, name: str, override: str) -> Any:
     if isinstance(node, list):
-        if not name.isdigit() or int(name) >= len(node):
+        if not name.isdecimal() or int(name) >= len(node):
             raise CaptionerError(f"override {override!r}: {name!r} is not an index below {len(node)}")
         return node[int(name)]
     if not isinstance(node, dict):
-        raise CaptionerError(f"override {override!r}: nothing lies below {name!r}")
+        raise CaptionerError(f"override {override!r}: {name!r} lies below a value")
     if node.get(name) is None:
         node[name] = {}
     return node[name]
@@ -242,19 +256,18 @@ def _expand_variables(node: Any, where: str) -> Any:
     return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], node)
 
 
-def _explain(problem: Any, where: str) -> str:
+def _explain(problem: Any, section: type[Section], where: str) -> str:
     location = [part for part in problem["loc"] if part != "[key]"]
     key = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _valid_names(location[:-1]), 1, cutoff=0.5)
+        near = difflib.get_close_matches(str(location[-1]), _valid_names(section, location[:-1]), 1, cutoff=0.5)
         return f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     if problem["type"] == "missing":
         return f"{where}: the key {key!r} is required"
     return f"{where}: {key}: {problem['msg']} (given: {problem['input']!r})" if key else f"{where}: {problem['msg']}"
 
 
-def _valid_names(location: list[Any]) -> list[str]:
-    section: Any = RunConfig
+def _valid_names(section: Any, location: list[Any]) -> list[str]:
     for part in location:
         if isinstance(part, int):
             continue

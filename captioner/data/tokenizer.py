@@ -23,7 +23,8 @@ def train_tokenizer(captions: Iterable[str], config: TokenizerConfig, path: Path
     survives encoding and decoding up to NFKC normalisation (and case, where `lowercase`).
 
     Raises:
-        CaptionerError: no captions, or fewer distinct pieces than `vocab_size` asks for.
+        CaptionerError: no captions, or more characters in them than `vocab_size` holds. (Of too few captions fewer
+            pieces are made than `vocab_size`.)
     """
     sentences = [cleaned for caption in captions if (cleaned := clean_caption(caption))]
     if not sentences:
@@ -49,7 +50,8 @@ def train_tokenizer(captions: Iterable[str], config: TokenizerConfig, path: Path
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        raise CaptionerError(f"tokenizer.vocab_size={config.vocab_size} cannot be trained: {error}") from error
+        reason = str(error).rpartition("] ")[2]  # what went wrong, after where in SentencePiece's sources
+        raise CaptionerError(f"tokenizer.vocab_size={config.vocab_size} cannot be trained: {reason}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     partial.write_bytes(model.getvalue())

@@ -1,8 +1,11 @@
 """From a configuration to a model and a processor, pretrained trunk weights loaded after construction."""
 
+import textwrap
 from pathlib import Path
 
 import timm
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from .configuration_captioner import CaptionerConfig
@@ -12,28 +15,39 @@ from .processing_captioner import CaptionerImageProcessor
 
 
 def build_model(config: CaptionerConfig, encoder_weights: str | bool = False) -> CaptionerForConditionalGeneration:
-    """A captioner with a fresh decoder; its trunk random (False), timm's pretrained (True) or read from a safetensors file.
+    """A captioner with a fresh decoder; its trunk random (False), timm's own (True) or from a safetensors file.
 
     Raises:
         ValueError: the weights file is absent, not safetensors, or not of this trunk.
     """
     model = CaptionerForConditionalGeneration(config)
-    if encoder_weights:
-        model.encoder.trunk.model.load_state_dict(_pretrained_trunk(config, encoder_weights).state_dict())
+    trunk = model.encoder.trunk.model
+    if encoder_weights is True:
+        trunk.load_state_dict(create_trunk(config, pretrained=True).state_dict())
+    elif encoder_weights:
+        classifiers = trunk.pretrained_cfg.get("classifier") or ()
+        heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+        trunk.load_state_dict(_trunk_from_file(config, Path(encoder_weights), heads).state_dict())
     return model
 
 
-def _pretrained_trunk(config: CaptionerConfig, encoder_weights: str | bool) -> nn.Module:
-    """timm's own loader does the work: key names, input channels and position embeddings fit themselves."""
-    if encoder_weights is True:
-        return create_trunk(config, pretrained=True)
-    path = Path(str(encoder_weights))
+def _trunk_from_file(config: CaptionerConfig, path: Path, heads: tuple[str, ...]) -> nn.Module:
+    """timm's own loader does the work: position embeddings of another image size fit themselves."""
     if path.suffix != ".safetensors" or not path.is_file():
         raise ValueError(f"encoder weights {path}: not an existing .safetensors file")
     try:
-        return create_trunk(config, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
-    except (RuntimeError, KeyError, OSError) as error:
-        raise ValueError(f"encoder weights {path} do not fit {config.encoder_name}: {error}") from error
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"encoder weights {path} cannot be read: {error}") from error
+    body = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[0] not in heads}
+    # A file of no classes, as the trunk has none, is loaded strictly. Else timm lets a file of another model pass for
+    # one with a new head, and leaves the trunk random.
+    overlay = {"state_dict": body, "custom_load": False, "num_classes": 0, "label_offset": 0}
+    try:
+        return create_trunk(config, pretrained=True, pretrained_cfg_overlay=overlay)
+    except (RuntimeError, KeyError) as error:
+        reason = textwrap.shorten(str(error), 300)
+        raise ValueError(f"encoder weights {path} do not fit {config.encoder_name}: {reason}") from error
 
 
 def build_image_processor(

@@ -1,5 +1,6 @@
 """Configuration of the captioner: everything needed to build the model, nothing about how it is trained."""
 
+from dataclasses import field
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -26,7 +27,7 @@ class CaptionerConfig(PreTrainedConfig):
     attribute_map = {"d_model": "hidden_size", "decoder_layers": "num_hidden_layers"}  # noqa: RUF012 - transformers' form
 
     encoder_name: str = "vit_small_patch16_224"
-    encoder_kwargs: dict[str, Any] | None = None
+    encoder_kwargs: dict[str, Any] = field(default_factory=dict)
     image_size: int = 224
     encoder_pooling: int = 1
     encoder_layers: int = 0
@@ -39,16 +40,15 @@ class CaptionerConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     max_position_embeddings: int = 64
-    pad_token_id: int | None = 0
-    bos_token_id: int | None = 1
-    eos_token_id: int | None = 2
-    decoder_start_token_id: int | None = 1
+    pad_token_id: int = 0
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    decoder_start_token_id: int = 1
     is_encoder_decoder: bool = True
     tie_word_embeddings: bool = True
     use_cache: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.encoder_kwargs = dict(self.encoder_kwargs or {})
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(

@@ -30,7 +30,14 @@ class CaptionerDecoder(nn.Module):
         """Token ids [B * K, T] and image tokens [B, P, D] -> hidden states [B * K, T, D].
 
         `attention_mask` [B * K, past + T], 0 at padding, is needed only where sequences are padded on the left.
+
+        Raises:
+            ValueError: more tokens than positions, or captions that do not divide among the images.
         """
+        if input_ids.shape[0] % encoder_hidden_states.shape[0]:
+            raise ValueError(
+                f"{input_ids.shape[0]} captions do not divide among {encoder_hidden_states.shape[0]} images"
+            )
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         length = input_ids.shape[1]
         if past_length + length > self.embed_positions.num_embeddings:
@@ -61,4 +68,3 @@ class CaptionerDecoder(nn.Module):
         # A row that sees nothing would be NaN: a padded query sees itself.
         itself = torch.eye(length, dtype=torch.bool, device=device)
         return visible | F.pad(itself, (past_length, 0)), False
-

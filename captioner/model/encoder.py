@@ -61,11 +61,17 @@ class TimmTrunk(nn.Module):
         return rows, num_patches // rows
 
 
-def create_trunk(config: CaptionerConfig, **kwargs: Any) -> nn.Module:
-    """The timm model without its head; random unless `kwargs` ask for weights, which a constructor never does."""
-    trunk = timm.create_model(config.encoder_name, num_classes=0, **config.encoder_kwargs, **kwargs)
-    if hasattr(trunk, "set_input_size") and "img_size" not in config.encoder_kwargs:
-        trunk.set_input_size(img_size=config.image_size)
+def create_trunk(config: CaptionerConfig, **kwargs: Any) -> Any:
+    """The timm model (a module with more to it than `nn.Module` tells) without its head.
+
+    Random unless `kwargs` ask for weights, which a constructor never does.
+    """
+    arguments = {"num_classes": 0, **config.encoder_kwargs, **kwargs}
+    try:
+        # At once, not resized after loading: position embeddings would pass through the trunk's own size and blur.
+        trunk = timm.create_model(config.encoder_name, **{"img_size": config.image_size, **arguments})
+    except TypeError:  # a CNN, which takes images of any size
+        trunk = timm.create_model(config.encoder_name, **arguments)
     # A head that never runs would leave parameters without gradients, which data-parallel training refuses.
     trunk.reset_classifier(0, "")
     for name in ("fc_norm", "head"):
@@ -146,8 +152,6 @@ def sincos_position_embedding(rows: int, columns: int, width: int, device: torch
     A function of the grid, so that any image size works, and never a buffer that loading could lose.
     """
     frequencies = 10_000 ** -(torch.arange(width // 4, device=device) / (width // 4))
-    row, column = torch.meshgrid(
-        torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
-    )
+    row, column = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
     angles = [axis.flatten()[:, None] * frequencies for axis in (row, column)]
     return torch.cat([function(angle) for angle in angles for function in (torch.sin, torch.cos)], dim=1)

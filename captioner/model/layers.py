@@ -82,6 +82,7 @@ class TransformerLayer(GradientCheckpointingLayer):
     def __init__(self, config: CaptionerConfig, layer_idx: int, cross_attention: bool) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.layer_norm_eps
+        assert config.intermediate_size is not None  # the configuration fills it in
         self.self_attn_norm = nn.LayerNorm(width, eps)
         self.self_attn = SelfAttention(config, layer_idx)
         self.cross_attn_norm = nn.LayerNorm(width, eps) if cross_attention else None
@@ -102,7 +103,7 @@ class TransformerLayer(GradientCheckpointingLayer):
     ) -> Tensor:
         attended = self.self_attn(self.self_attn_norm(hidden_states), attention_mask, is_causal, past_key_values)
         hidden_states = hidden_states + self.dropout(attended)
-        if self.cross_attn is not None:
+        if self.cross_attn is not None and self.cross_attn_norm is not None:
             attended = self.cross_attn(self.cross_attn_norm(hidden_states), encoder_hidden_states, past_key_values)
             hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))

@@ -5,7 +5,6 @@ Shapes: B images, K captions an image, N = B * K sequences, T tokens, P image to
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
@@ -60,7 +59,7 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.encoder = CaptionerEncoder(config)
         self.decoder = CaptionerDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        for module in self.encoder.trunk.modules():
+        for module in self.encoder.trunk.model.modules():
             module._is_hf_initialized = True  # timm initialised it; transformers' own scheme would spoil it
         self.post_init()
 
@@ -90,13 +89,13 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.decoder.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.decoder.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:

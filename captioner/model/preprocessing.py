@@ -21,9 +21,9 @@ class Preprocessing:
 
     Args:
         image_size: height and width of the result, pixels.
-        resize_mode: "crop" scales the shorter side to `image_size / crop_pct` and cuts the centre; "squash" scales both sides;
-            "pad" scales the longer side and fills with the mean colour. Captions tell of the whole picture, so crop_pct
-            is 1 unless a trunk wants otherwise.
+        resize_mode: "crop" scales the shorter side to `image_size / crop_pct` and cuts the centre; "squash" scales
+            both sides; "pad" scales the longer side and fills with the mean colour. Captions tell of the whole
+            picture, so crop_pct is 1 unless a trunk wants otherwise.
         mean, std: of the RGB channels scaled to [0, 1].
     """
 
@@ -64,7 +64,8 @@ class Preprocessing:
     def normalize(self, image: Image.Image) -> np.ndarray:
         """RGB image -> float32 [3, height, width], mean and std taken out."""
         pixels = np.asarray(image, dtype=np.float32) / 255.0
-        return ((pixels - np.float32(self.mean)) / np.float32(self.std)).transpose(2, 0, 1)
+        mean, std = np.asarray(self.mean, dtype=np.float32), np.asarray(self.std, dtype=np.float32)
+        return ((pixels - mean) / std).transpose(2, 0, 1)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         return self.normalize(self.resize(image))

@@ -1,0 +1,87 @@
+"""Pretrained trunk weights from a file: the right ones arrive, the wrong ones are refused by name."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
+from torch.testing import assert_close
+
+from captioner.model.build import build_image_processor, build_model
+from captioner.model.configuration_captioner import CaptionerConfig
+from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+
+VIT = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+
+
+def config(name: str = "vit_tiny_patch16_224", image_size: int = 32, **kwargs: object) -> CaptionerConfig:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
+    return CaptionerConfig(encoder_name=name, encoder_kwargs=kwargs, image_size=image_size, **sizes)
+
+
+@pytest.fixture
+def vit_file(tmp_path: Path) -> Path:
+    """A classifier as timm saves it, at 32 pixels."""
+    torch.manual_seed(5)
+    path = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("vit_tiny_patch16_224", img_size=32, **VIT).state_dict(), path)
+    return path
+
+
+def trunk_weights(model: CaptionerForConditionalGeneration) -> dict[str, torch.Tensor]:
+    return model.encoder.trunk.model.state_dict()
+
+
+def test_weights_of_a_classifier_become_the_trunk(vit_file: Path) -> None:
+    torch.manual_seed(5)
+    saved = timm.create_model("vit_tiny_patch16_224", img_size=32, **VIT).state_dict()
+    loaded = trunk_weights(build_model(config(**VIT), str(vit_file)))
+    assert {"head.weight", "head.bias"} == saved.keys() - loaded.keys()
+    assert_close(loaded, {name: saved[name] for name in loaded}, rtol=0, atol=0)
+
+
+def test_position_embeddings_of_another_image_size_are_resampled(vit_file: Path) -> None:
+    small = trunk_weights(build_model(config(**VIT), str(vit_file)))
+    large = trunk_weights(build_model(config(image_size=48, **VIT), str(vit_file)))
+    expected = resample_abs_pos_embed(small["pos_embed"], (6, 6), (4, 4))
+    assert large["pos_embed"].shape == (1, 1 + 36, 32)
+    assert_close(large.pop("pos_embed"), expected)
+    small.pop("pos_embed")
+    assert_close(large, small, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("test_efficientnet", {}),
+        ("vit_tiny_patch16_224", {**VIT, "embed_dim": 48}),
+        ("vit_tiny_patch16_224", {**VIT, "depth": 2}),
+    ],
+)
+def test_weights_of_another_trunk_are_refused(vit_file: Path, name: str, kwargs: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=rf"vit\.safetensors do not fit {name}: ") as caught:
+        build_model(config(name, **kwargs), str(vit_file))
+    assert len(str(caught.value)) < 500
+
+
+def test_files_that_hold_no_weights_are_refused(vit_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"absent\.safetensors: not an existing \.safetensors file"):
+        build_model(config(**VIT), str(tmp_path / "absent.safetensors"))
+    pickled = tmp_path / "weights.bin"
+    pickled.write_bytes(vit_file.read_bytes())
+    with pytest.raises(ValueError, match=r"weights\.bin: not an existing \.safetensors file"):
+        build_model(config(**VIT), str(pickled))
+    vit_file.write_bytes(vit_file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"vit\.safetensors cannot be read"):
+        build_model(config(**VIT), str(vit_file))
+
+
+def test_the_image_processor_follows_the_trunk() -> None:
+    model = build_model(config("vit_tiny_patch16_224", image_size=40, **VIT))
+    processor = build_image_processor(model, "pad", 0.9)
+    assert (processor.image_size, processor.resize_mode, processor.crop_pct) == (40, "pad", 0.9)
+    assert (processor.mean, processor.std) == ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
+    imagenet = build_image_processor(build_model(config("deit_tiny_distilled_patch16_224", **VIT)))
+    assert imagenet.mean == [0.485, 0.456, 0.406]
