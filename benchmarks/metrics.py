@@ -2,8 +2,9 @@
 
     CAPTIONER_COCO=folder python benchmarks/metrics.py
 
-The folder holds results.json and references.json in COCO's layouts. Both sides read the files, tokenise, and compute BLEU,
-ROUGE-L and CIDEr, on one core; the best of three rounds counts. Needs Java and the development dependency pycocoevalcap.
+The folder holds results.json and references.json in COCO's layouts. Both sides read the files, tokenise, and compute
+BLEU, ROUGE-L and CIDEr, on one core; the best of three rounds counts. Needs Java and the development dependency
+pycocoevalcap.
 """
 
 import json
@@ -17,8 +18,8 @@ from pathlib import Path
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 
-from captioner.metrics import CiderDReward, ptb, score_captions, tokenize
-from captioner.metrics.files import read_captions, read_results
+from captioner.metrics import CiderDReward, ptb, score_captions, tokenize  # noqa: E402
+from captioner.metrics.files import read_captions, read_results  # noqa: E402
 
 ROUNDS = 3
 REWARD_BATCH = 100
@@ -40,7 +41,10 @@ def official(folder: Path) -> dict[str, float]:
         references.setdefault(annotation["image_id"], []).append(annotation)
     results = {result["image_id"]: [result] for result in json.loads((folder / "results.json").read_text())}
     tokenizer = PTBTokenizer()
-    truth, captions = tokenizer.tokenize(references), tokenizer.tokenize({image: results[image] for image in references})
+    truth, captions = (
+        tokenizer.tokenize(references),
+        tokenizer.tokenize({image: results[image] for image in references}),
+    )
     bleu, _ = Bleu(4).compute_score(truth, captions, verbose=0)
     rouge, _ = Rouge().compute_score(truth, captions)
     cider, _ = Cider().compute_score(truth, captions)

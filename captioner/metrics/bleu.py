@@ -61,6 +61,6 @@ def _clipped(ours: NgramCounts, theirs: NgramCounts, image_of_reference: IntArra
     size = max(int(ours.ngram.max(initial=0)), int(theirs.ngram.max(initial=0))) + 1
     wanted = image_of_reference[theirs.caption] * size + theirs.ngram
     place, found = find(ours.caption * size + ours.ngram, wanted)
-    allowed = np.zeros(len(ours.count), np.int64)
-    np.maximum.at(allowed, place[found], theirs.count[found])
-    return np.minimum(ours.count, allowed)
+    allowed = np.zeros(len(ours.times), np.int64)
+    np.maximum.at(allowed, place[found], theirs.times[found])
+    return np.minimum(ours.times, allowed)

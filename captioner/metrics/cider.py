@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captioner.errors import CaptionerError
-from captioner.metrics.ngrams import MAX_ORDER, Caption, IntArray, NgramCounts, NgramIndex, caption_lengths, find
+from captioner.metrics.ngrams import (
+    MAX_ORDER,
+    Caption,
+    IntArray,
+    NgramCounts,
+    NgramIndex,
+    caption_lengths,
+    distinct,
+    find,
+)
 
 SIGMA = 6.0  # of the length penalty, in words
 SCALE = 10.0
@@ -23,9 +32,9 @@ FloatArray = NDArray[np.float64]
 class CiderDReward:
     """Scores captions of any of the given images; what depends on the references alone is computed once.
 
-    Captions are sequences of tokens or of integer ids, hypotheses and references alike. Document frequencies are counted
-    in the references: of the evaluated images for the official score, of the training set for self-critical training
-    (S. Rennie et al., "Self-critical Sequence Training for Image Captioning", CVPR 2017).
+    Captions are sequences of tokens or of integer ids, hypotheses and references alike. Document frequencies are
+    counted in the references: of the evaluated images for the official score, of the training set for self-critical
+    training (S. Rennie et al., "Self-critical Sequence Training for Image Captioning", CVPR 2017).
     """
 
     def __init__(self, references: Mapping[Hashable, Sequence[Caption]]) -> None:
@@ -60,11 +69,13 @@ class CiderDReward:
         reference_count = self._reference_count[rows]
         # One comparison for each pair of a hypothesis and a reference of its image.
         hypothesis = np.repeat(np.arange(len(rows)), reference_count)
-        within_image = np.arange(len(hypothesis)) - np.repeat(reference_count.cumsum() - reference_count, reference_count)
+        within_image = np.arange(len(hypothesis)) - np.repeat(
+            reference_count.cumsum() - reference_count, reference_count
+        )
         reference = self._first_reference[rows][hypothesis] + within_image
         similarity = np.zeros(len(hypothesis))
         for order, ours in zip(self._orders, counts, strict=True):
-            weight = ours.count * np.append(order.idf, self._log_images)[np.minimum(ours.ngram, len(order.idf))]
+            weight = ours.times * np.append(order.idf, self._log_images)[np.minimum(ours.ngram, len(order.idf))]
             norm = np.sqrt(np.bincount(ours.caption, weight**2, minlength=len(rows)))
             # Each n-gram of a hypothesis is looked up in every reference of its image.
             copies = reference_count[ours.caption]
@@ -77,16 +88,16 @@ class CiderDReward:
             product = np.minimum(weight[row[found]], theirs) * theirs
             dot = np.bincount(comparison[found], product, minlength=len(hypothesis))
             scale = norm[hypothesis] * np.append(order.norm, 0)[reference]
-            similarity += np.divide(dot, scale, out=np.zeros_like(dot), where=scale > 0)
+            similarity += np.divide(dot, scale, out=np.zeros(len(dot)), where=scale > 0)
         similarity *= _length_penalty(lengths[hypothesis], self.reference_lengths[reference])
         total = np.bincount(hypothesis, similarity, minlength=len(rows))
         return SCALE * total / MAX_ORDER / np.maximum(reference_count, 1)
 
     def _weigh(self, counts: NgramCounts, size: int) -> "_Order":
-        images_with = np.unique(self.image_of_reference[counts.caption] * (size + 1) + counts.ngram)
+        images_with = distinct(self.image_of_reference[counts.caption] * (size + 1) + counts.ngram)
         document_frequency = np.bincount(images_with % (size + 1), minlength=size)
         idf = self._log_images - np.log(np.maximum(document_frequency, 1))
-        weight = counts.count * idf[counts.ngram]
+        weight = counts.times * idf[counts.ngram]
         norm = np.sqrt(np.bincount(counts.caption, weight**2, minlength=len(self.image_of_reference)))
         return _Order(counts.caption * (size + 1) + counts.ngram, weight, norm, idf)
 

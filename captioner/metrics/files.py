@@ -37,21 +37,25 @@ def read_results(path: Path, split: str | None = None) -> dict[str, str]:
     """Read one generated caption per image; an image with none, or with several, is an error."""
     captions = read_captions(path, split)
     try:
-        refuse_images("have more than one caption", (image for image, texts in captions.items() if len(texts) > 1))
-        refuse_images("have no caption", (image for image, texts in captions.items() if not texts))
+        refuse_images("with more than one caption", (image for image, texts in captions.items() if len(texts) > 1))
+        refuse_images("without a caption", (image for image, texts in captions.items() if not texts))
     except CaptionerError as error:
         raise CaptionerError(f"{path}: {error}") from None
     return {image: texts[0] for image, texts in captions.items()}
 
 
 def by_file_name(hypotheses: dict[str, str], references: Captions) -> tuple[dict[str, str], Captions]:
-    """Where no image id is common to both, but file names are, name the images by file name: `photos/1.jpg` is `1.jpg`."""
+    """Where no image id is common to both, but file names are, name images by file name: `photos/1.jpg` is `1.jpg`."""
     if hypotheses.keys() & references.keys():
         return hypotheses, references
     short = {PurePosixPath(image).name: text for image, text in hypotheses.items()}
     short_references = {PurePosixPath(image).name: texts for image, texts in references.items()}
     unambiguous = len(short) == len(hypotheses) and len(short_references) == len(references)
-    return (short, short_references) if unambiguous and short.keys() & short_references.keys() else (hypotheses, references)
+    return (
+        (short, short_references)
+        if unambiguous and short.keys() & short_references.keys()
+        else (hypotheses, references)
+    )
 
 
 def _rows(path: Path, split: str | None) -> Iterator[tuple[str, Any]]:

@@ -1,9 +1,9 @@
 r"""Penn Treebank tokenisation as the official COCO caption scorer does it, without Java.
 
-The official scorer pipes captions through Stanford's `PTBTokenizer -preserveLines -lowerCase` (CoreNLP 3.4.1) and then
-drops a fixed list of punctuation tokens. That tokenizer is a longest-match lexer: at each position, of all rules, the one
-that matches most characters wins, the context it asks for behind the token included; of equally long matches, the
-earlier rule wins. `_RULES` describes the same language in its order of precedence, as measured against the Java tool.
+The official scorer pipes captions through Stanford's `PTBTokenizer -preserveLines -lowerCase` (CoreNLP 3.4.1) and
+then drops a fixed list of punctuation tokens. That tokenizer is a longest-match lexer: at each position, of all rules,
+the one that matches most characters wins, the context it asks for behind the token included; of equally long matches,
+the earlier rule wins. `_RULES` has its language and order of precedence, as measured against the Java tool.
 """
 
 import re
@@ -12,14 +12,14 @@ from functools import lru_cache
 from typing import NamedTuple
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-"""Tokens the official scorer removes. It lists -LRB- and its kin too, but in capitals, so (lower-cased) brackets stay."""
+"""Tokens the official scorer removes. It lists -LRB- and its kin too, but in capitals, so brackets (-lrb-) stay."""
 
 
 def tokenize(captions: Iterable[str]) -> list[list[str]]:
     """Tokenise captions as one run of the official tokenizer does: lower-cased, punctuation dropped.
 
-    There the captions are the lines of one text, and some abbreviations look at the word that follows: "vitamin A." keeps
-    its stop only where the next caption starts in lower case. Line breaks inside a caption count as blanks.
+    There the captions are the lines of one text, and some abbreviations look at the word that follows: "vitamin A."
+    keeps its stop unless the next caption starts with "The". Line breaks inside a caption count as blanks.
 
     Returns one list of tokens per caption. A token may hold a no-break space ("5 1/2", phone numbers, tags).
     """
@@ -41,6 +41,7 @@ def tokenize(captions: Iterable[str]) -> list[list[str]]:
     return [[_whole(token) for token in tokens] for tokens in tokens_of_lines] if has_astral else tokens_of_lines
 
 
+_BLANKS = re.compile(r"[ \t][ \t\xa0\u2000-\u200a\u3000]*")
 _LINE_BREAK = re.compile(r"[\n\r\x0b\x0c\u2028\u2029]")
 
 # Java's text is UTF-16: a character beyond the basic plane (emoji) is two, which matters where rules count characters.
@@ -71,8 +72,11 @@ def _lex(text: str, kinds: str, start: int, end: int) -> list[str]:
     tokens = []
     while start < end:
         if quick := _QUICK_WORD.match(kinds, start):
-            tokens.append(quick[0].lower())
+            tokens.append(quick[1].lower())
             start = quick.end()
+            continue
+        if blanks := _BLANKS.match(kinds, start):
+            start = blanks.end()
             continue
         longest = None
         for rule in _RULES:
@@ -92,7 +96,7 @@ def _lex(text: str, kinds: str, start: int, end: int) -> list[str]:
     return tokens
 
 
-# ---- kinds of characters: the rules are written in ASCII, a few named characters, and one character for each kind -----
+# ---- kinds of characters: the rules are written in ASCII, a few named characters, and one character for each kind --
 
 _LETTER, _CAPITAL, _MARK, _DIGIT, _SYMBOL = "\xaa", "\xc0", "\u0300", "\u0660", "\xa9"
 _NUMERAL_CAPITAL, _SYMBOL_CAPITAL, _UNKNOWN = "\u2160", "\u24b6", "\x01"
@@ -158,7 +162,7 @@ class _Kinds(dict[int, str]):
 
 _KINDS = _Kinds()
 
-# ---- what becomes of the characters of a token ------------------------------------------------------------------------
+# ---- what becomes of the characters of a token ---------------------------------------------------------------------
 
 
 def _soft_hyphens_removed(token: str) -> str:
@@ -204,7 +208,7 @@ def _quotes_plain(token: str) -> str:
 
 _QUOTES = [
     ("&apos;", "'"),
-    ("\"|&quot;", "''"),
+    ('"|&quot;', "''"),
     ("[\x91\u2018\u201b\u2039]", "`"),
     ("[\x92\u2019\u203a]", "'"),
     ("[\x93\u201c\xab]", "``"),
@@ -216,7 +220,7 @@ def _dashes(token: str) -> str:
     return "--" if len(token) in (3, 4) else token
 
 
-# ---- the rules ----------------------------------------------------------------------------------------------------------
+# ---- the rules -----------------------------------------------------------------------------------------------------
 
 
 class _Rule(NamedTuple):
@@ -246,10 +250,10 @@ supts? treas vs wm"""
 _BEFORE_NUMBERS = "art bldg ca figs? nos? op pp prop"
 _SPLIT = "cannot gonna gotta lemme gimme wanna"
 
-# The quick path inside a line: a word between blanks, or before a full stop that can only be one.
+# The quick path inside a line: a word before a blank, a comma and a blank, or a full stop that can only be one.
 _QUICK_WORD = re.compile(
-    rf"(?!{_words(_SPLIT)}[. \n])[A-Za-z]+(?=[ \n])"
-    rf"|(?!{_words(_SPLIT, _ABBREVIATIONS, _TITLES, _BEFORE_NUMBERS, 'pt[ey]')}\.)[A-Za-z]{{2,}}(?=\.[ \n])"
+    rf"(?!{_words(_SPLIT)}[., \n])(?!{_words(_ABBREVIATIONS, _TITLES, _BEFORE_NUMBERS, 'pt[ey]')}\.)"
+    r"([A-Za-z]+)(?:,?(?=[ \n])|(?<=[A-Za-z]{2})(?:\.(?=\n)|(?=\. )))"
 )
 
 
@@ -259,7 +263,9 @@ def _build_rules() -> list[_Rule]:
     digit = f"[0-9{_DIGIT}]"
     plain_letter = f"[A-Za-z{_LETTER}{_CAPITAL}\u0130\u0131\u017f\u212a]"
     capital = f"[A-Z{_CAPITAL}{_NUMERAL_CAPITAL}{_SYMBOL_CAPITAL}\u0130\u212a]"
-    letter = rf"(?:[A-Za-z{_LETTER}{_CAPITAL}{_MARK}\xad\u0130\u0131\u017f\u212a]|&[aeiouAEIOU]{_words('acute grave uml')};)"
+    letter = (
+        rf"(?:[A-Za-z{_LETTER}{_CAPITAL}{_MARK}\xad\u0130\u0131\u017f\u212a]|&[aeiouAEIOU]{_words('acute grave uml')};)"
+    )
     letter_or_digit = f"(?:{letter}|{digit})"
     plain_letters = f"(?:{plain_letter}|{digit})"
     clause_mark = r"[,;:\u3001]"
@@ -290,17 +296,18 @@ def _build_rules() -> list[_Rule]:
     attribute = rf"{name}(?: *= *(?:'[^'\n]*'|\"[^\"\n]*\"))?"
     tag = rf"<(?:[!?][A-Za-z\-][^>\n]*|{name}(?: +{attribute})* */?|/{name}) *>"
     starters = """about according additionally after an a as at but earlier he her here however if in it last many more
-        mr\\. ms\\. now once one other our she since so some such that the their then there these they this we when while
-        what yet you"""
+        mr\\. ms\\. now once one other our she since so some such that the their then there these they this we when
+        while what yet you"""
     capitalised = "|".join(rf"[{word[0].upper()}](?i:{word[1:]})" for word in starters.split())
     sentence_start = rf"{blank_or_newline}+(?:{capitalised}|{tag}){blank_or_newline}"
 
     not_in_url = r" \t\n\f\r\"<>|()"
     path = rf"(?:/[^{not_in_url}]+[^{not_in_url}.!?{{}},\-])"
-    email = rf"(?:(?i:&lt;)|<)?[a-zA-Z0-9][^{not_in_url}\xa0{{}}]*@(?:[^{not_in_url}{{}}.\xa0]+\.)*[^{not_in_url}{{}}.\xa0]+"
+    host = rf"[^{not_in_url}{{}}.\xa0]+"
+    email = rf"(?:(?i:&lt;)|<)?[a-zA-Z0-9][^{not_in_url}\xa0{{}}]*@(?:{host}\.)*{host}"
     extensions = _words(
-        """bat bmp c class cgi cpp dll docx? exe gif gz h html? jar java jpe?g mov mp3 pdf php pl png ppt ps py sql tar txt
-        wav x xml zip"""
+        """bat bmp c class cgi cpp dll docx? exe gif gz h html? jar java jpe?g mov mp3 pdf php pl png ppt ps py sql tar
+        txt wav x xml zip"""
     )
 
     return [
@@ -352,7 +359,9 @@ def _build_rules() -> list[_Rule]:
         ),
         _rule(rf"{joined_by_slash}(?:\\?/{joined_by_slash}){{1,2}}"),
         _rule(r"[A-Z]*\$|\#"),
-        _rule(r"[\x80\xa2-\xa5\u060b\u0e3f\u20a0\u20a4\u20ac\uffe0\uffe1\uffe5\uffe6]", rewrite=_currency_of_the_treebank),
+        _rule(
+            r"[\x80\xa2-\xa5\u060b\u0e3f\u20a0\u20a4\u20ac\uffe0\uffe1\uffe5\uffe6]", rewrite=_currency_of_the_treebank
+        ),
         # abbreviations
         _rule("[A-Za-z]", rf"\.{sentence_start}"),
         _rule(rf"{long_acronym}\.", sentence_start),

@@ -1,6 +1,6 @@
 """Scores as a table for people and as a JSON object for programs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -24,26 +24,29 @@ def print_scores(console: Console, names: Sequence[str], results: Sequence[Score
     for name in names:
         table.add_column(name, justify="right")
         table.add_column("95 % interval", justify="center")
-    compared = results[0].compared_with(results[1]) if len(results) == 2 else {}
-    if compared:
-        table.add_column("difference", justify="right")
-        table.add_column("95 % interval", justify="center")
-        table.add_column("p", justify="right")
     corpora, intervals = [scores.corpus for scores in results], [scores.intervals() for scores in results]
     for metric in corpora[0]:
         cells = [metric]
         for corpus, interval in zip(corpora, intervals, strict=True):
             cells += [f"{corpus[metric]:.4f}", "{:.4f} .. {:.4f}".format(*interval[metric])]
-        if compared:
-            cells += _difference(compared[metric])
         table.add_row(*cells)
     console.print(table)
+    if len(results) == 2:
+        title = f"{names[0]} - {names[1]}, paired bootstrap"
+        console.print(_comparison_table(title, results[0].compared_with(results[1])))
     console.print(_diversity_table(names, [scores.diversity for scores in results]))
 
 
-def _difference(compared: Comparison) -> list[str]:
-    low, high = compared.interval
-    return [f"{compared.difference:+.4f}", f"{low:+.4f} .. {high:+.4f}", f"{compared.p_value:.3f}"]
+def _comparison_table(title: str, comparisons: Mapping[str, Comparison]) -> Table:
+    table = Table(title=title)
+    table.add_column("metric")
+    table.add_column("difference", justify="right")
+    table.add_column("95 % interval", justify="center")
+    table.add_column("p", justify="right")
+    for metric, compared in comparisons.items():
+        interval = "{:+.4f} .. {:+.4f}".format(*compared.interval)
+        table.add_row(metric, f"{compared.difference:+.4f}", interval, f"{compared.p_value:.3f}")
+    return table
 
 
 def _diversity_table(names: Sequence[str], results: Sequence[Diversity]) -> Table:

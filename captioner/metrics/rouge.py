@@ -32,8 +32,8 @@ def rouge_l(hypothesis: Sequence[Hashable], references: Sequence[Sequence[Hashab
 def _common_subsequence(masks: dict[Hashable, int], length: int, tokens: Sequence[Hashable]) -> int:
     """Length of the longest common subsequence of `tokens` and a sequence given by the bits where each token stands.
 
-    Bit-parallel (H. Hyyro, "Bit-Parallel LCS-length Computation Revisited", 2004): one row of the table at a time, so that
-    captions of 10,000 words cost no more than 10,000 additions of long integers.
+    Bit-parallel (H. Hyyro, "Bit-Parallel LCS-length Computation Revisited", 2004): one row of the table at a time, so
+    that captions of 10,000 words cost no more than 10,000 additions of long integers.
     """
     everywhere = (1 << length) - 1
     row = everywhere  # a zero bit for each step in the row of the table

@@ -29,7 +29,7 @@ METRICS = (*BLEU, "METEOR", "ROUGE_L", "CIDEr", "CIDEr_D", "SPICE")
 
 
 def default_metrics(tokenization: str) -> list[str]:
-    """All metrics that go with the tokenization and are installed, but for SPICE, which is slow."""
+    """All metrics that go with the tokenization and are installed, except SPICE, which is slow."""
     names = [*FAST_METRICS]
     if tokenization == "ptb" and find_spec("pycocoevalcap") is not None:
         names.append("METEOR")
@@ -137,8 +137,8 @@ def score_captions(
     `tokenization` "ptb" is the official one; "char" makes each character a token, for languages written without spaces.
     An empty caption scores 0. `training_captions` are those that a caption must not be among to count as novel.
 
-    Raises CaptionerError where an image lacks a caption or references, where a caption is no text, for an unknown metric,
-    and where METEOR or SPICE is asked for and what it needs is not installed.
+    Raises CaptionerError where an image lacks a caption or references, where a caption is no text, for an unknown
+    metric, and where METEOR or SPICE is asked for and what it needs is not installed.
     """
     wanted = list(dict.fromkeys(metrics))
     _check(hypotheses, references, wanted, tokenization)
@@ -161,7 +161,7 @@ def score_captions(
     return Scores(tokenization, images, measures, _diversity(ours, training))
 
 
-# ---- tokens -------------------------------------------------------------------------------------------------------------
+# ---- tokens --------------------------------------------------------------------------------------------------------
 
 
 def tokenize_characters(captions: Iterable[str]) -> list[list[str]]:
@@ -184,7 +184,7 @@ def _split(captions: Sequence[list[str]], counts: Sequence[int]) -> list[list[li
     return [list(islice(remaining, count)) for count in counts]
 
 
-# ---- metrics ------------------------------------------------------------------------------------------------------------
+# ---- metrics -------------------------------------------------------------------------------------------------------
 
 
 def _ngram_measures(ours: list[list[str]], theirs: list[list[list[str]]], wanted: Sequence[str]) -> list[Measure]:
@@ -199,7 +199,9 @@ def _ngram_measures(ours: list[list[str]], theirs: list[list[list[str]]], wanted
             counts, lengths, cider.index.reference_counts, cider.reference_lengths, cider.image_of_reference
         )
         columns = [BLEU.index(name) for name in names]
-        measures.append(Measure(tuple(names), statistics, lambda s: bleu(s)[..., columns], bleu(statistics)[:, columns]))
+        measures.append(
+            Measure(tuple(names), statistics, lambda s: bleu(s)[..., columns], bleu(statistics)[:, columns])
+        )
     if names := [name for name in ("CIDEr", "CIDEr_D") if name in wanted]:
         scores = cider.score(np.arange(len(ours)), counts, lengths)
         measures += [_mean(name, scores) for name in names]
@@ -207,7 +209,8 @@ def _ngram_measures(ours: list[list[str]], theirs: list[list[list[str]]], wanted
 
 
 def _words(tokens: list[str]) -> list[str]:
-    return " ".join(tokens).split()
+    text = " ".join(tokens)
+    return tokens if text.isascii() else text.split()
 
 
 def _mean(name: str, scores: FloatArray) -> Measure:
@@ -221,13 +224,13 @@ def _meteor(ours: list[list[str]], theirs: list[list[list[str]]]) -> Measure:
     def counts(side: Side) -> list[int]:
         return [side.length, side.function_words, *side.content_matches, *side.function_matches]
 
-    def side(sums: list[float]) -> Side:
+    def side(sums: list[int]) -> Side:
         length, function_words, *matches = sums
         half = len(matches) // 2
-        return Side(length, function_words, tuple(matches[:half]), tuple(matches[half:]))  # type: ignore[arg-type]
+        return Side(length, function_words, tuple(matches[:half]), tuple(matches[half:]))
 
     def combine(sums: FloatArray) -> FloatArray:
-        rows = sums.reshape(-1, sums.shape[-1]).tolist()
+        rows = sums.reshape(-1, sums.shape[-1]).astype(np.int64).tolist()
         scores = [Statistics(side(row[:half]), side(row[half:-1]), row[-1]).score() for row in rows]
         return np.array(scores).reshape(*sums.shape[:-1], 1)
 
@@ -239,7 +242,7 @@ def _meteor(ours: list[list[str]], theirs: list[list[list[str]]]) -> Measure:
     return Measure(("METEOR",), statistics, combine, np.array([[s.score()] for s in best]))
 
 
-# ---- how sure -----------------------------------------------------------------------------------------------------------
+# ---- how sure ------------------------------------------------------------------------------------------------------
 
 
 def _resampling(images: int, resamples: int, seed: int) -> FloatArray:
@@ -255,7 +258,7 @@ def _percentiles(values: FloatArray) -> Interval:
     return Interval(float(low), float(high))
 
 
-# ---- how varied ---------------------------------------------------------------------------------------------------------
+# ---- how varied ----------------------------------------------------------------------------------------------------
 
 
 def _diversity(captions: list[list[str]], training: set[tuple[str, ...]] | None) -> Diversity:
@@ -271,7 +274,7 @@ def _diversity(captions: list[list[str]], training: set[tuple[str, ...]] | None)
     )
 
 
-# ---- what is refused ----------------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------------------------
 
 
 def _check(
@@ -286,13 +289,13 @@ def _check(
         raise CaptionerError(f"unknown metric {unknown[0]!r}; there are {', '.join(METRICS)}")
     if tokenization == "char" and (english := [metric for metric in metrics if metric in ("METEOR", "SPICE")]):
         raise CaptionerError(f"{english[0]} is for English and does not go with tokenization 'char'")
-    refuse_images("have no caption", (image for image in references if image not in hypotheses))
-    refuse_images("have captions, but are not among the references", (i for i in hypotheses if i not in references))
-    refuse_images("have captions that are no text", (i for i, text in hypotheses.items() if not isinstance(text, str)))
-    refuse_images("have a single string where a list of references is expected", _of_type(references, str))
-    refuse_images("have no reference", (image for image, captions in references.items() if len(captions) == 0))
+    refuse_images("without a caption", (image for image in references if image not in hypotheses))
+    refuse_images("with a caption, but not among the references", (i for i in hypotheses if i not in references))
+    refuse_images("whose caption is no text", (i for i, text in hypotheses.items() if not isinstance(text, str)))
+    refuse_images("with one string instead of a list of references", _of_type(references, str))
+    refuse_images("without references", (image for image, captions in references.items() if len(captions) == 0))
     refuse_images(
-        "have references that are no text",
+        "with a reference that is no text",
         (image for image, captions in references.items() if not all(isinstance(text, str) for text in captions)),
     )
     if not references:

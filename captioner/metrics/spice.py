@@ -16,8 +16,8 @@ _MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 def spice_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
     """SPICE of each image's tokenised caption, [images]; the score of a corpus is the mean.
 
-    Source: P. Anderson et al., "SPICE: Semantic Propositional Image Caption Evaluation", ECCV 2016. Raises CaptionerError
-    where pycocoevalcap, Java, or the models that the program reads are missing; nothing is downloaded.
+    Source: P. Anderson et al., "SPICE: Semantic Propositional Image Caption Evaluation", ECCV 2016. Raises
+    CaptionerError where pycocoevalcap, Java, or the models that the program reads are missing; nothing is downloaded.
     """
     found = find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations:

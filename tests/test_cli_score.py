@@ -1,0 +1,85 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from captioner.cli import main
+
+IMAGES = {1: "a dog runs on the beach", 2: "two cats sleep on a couch", 3: "a red bus drives down the street"}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["captioner", "score", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    def results(name: str, captions: dict[int, str]) -> None:
+        entries = [{"image_id": image, "caption": caption} for image, caption in captions.items()]
+        (tmp_path / name).write_text(json.dumps(entries))
+
+    annotations = [{"image_id": image, "caption": f"{caption} today"} for image, caption in IMAGES.items()]
+    (tmp_path / "references.json").write_text(json.dumps({"annotations": annotations}))
+    results("good.json", IMAGES)
+    results("same.json", dict.fromkeys(IMAGES, "a dog"))
+    results("short.json", {1: "a dog"})
+    return tmp_path
+
+
+def test_prints_a_table_and_writes_json(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = files / "scores.json"
+    fast = "Bleu_4,CIDEr"
+    arguments = (files / "good.json", files / "references.json", "--other", files / "same.json", "--metrics", fast)
+    assert run(monkeypatch, *arguments, "-o", out, "--train-captions", files / "same.json") == 0
+    printed = capsys.readouterr().out
+    assert "CIDEr" in printed and "difference" in printed and "tokenization ptb" in printed
+    report = json.loads(out.read_text())
+    assert report["images"] == 3 and report["tokenization"] == "ptb"
+    assert list(report["scores"]) == ["Bleu_4", "CIDEr"]
+    assert report["scores"]["CIDEr"]["score"] > report["other"]["scores"]["CIDEr"]["score"]
+    assert report["comparison"]["CIDEr"]["difference"] > 0
+    assert report["other"]["diversity"]["repeated_share"] == 1
+    assert report["diversity"]["novel_share"] == 1 and report["other"]["diversity"]["novel_share"] == 0
+    assert set(report["per_image"]) == {"1", "2", "3"}
+    assert not list(files.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("short.json",), "short.json: 2 images without a caption: 2, 3"),
+        (("none.json",), "none.json: No such file"),
+        (("good.json", "--metrics", "BLEU"), "unknown metric 'BLEU'"),
+        (("good.json", "--tokenization", "word"), "tokenization 'word' is none of"),
+    ],
+)
+def test_mistakes_cost_one_line_and_status_2(
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    assert run(monkeypatch, files / arguments[0], files / "references.json", *arguments[1:]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_metrics_load_neither_torch_nor_transformers() -> None:
+    # The package's own __init__ is not looked at here: a stand-in takes its place.
+    code = (
+        "import sys, types; package = types.ModuleType('captioner'); package.__path__ = [sys.argv[1]];"
+        "sys.modules['captioner'] = package; import captioner.metrics.files;"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'rich')))"
+    )
+    package = Path(__file__).parents[1] / "captioner"
+    assert subprocess.run([sys.executable, "-c", code, str(package)], check=False).returncode == 0
