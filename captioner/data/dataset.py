@@ -144,7 +144,9 @@ def collate(items: list[dict[str, Any]], captions_per_image: int) -> Batch:
     )
 
 
-def bucketed_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, bucket: int = 32) -> list[list[int]]:
+def bucketed_batches(
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, bucket: int = 32
+) -> list[list[int]]:
     """Every index once, in batches of like lengths, shuffled anew each epoch.
 
     Shuffled runs of `bucket` batches are sorted by length and cut up, so that padding is small and batches still vary.

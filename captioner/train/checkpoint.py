@@ -30,11 +30,7 @@ class Progress:
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Write a folder aside, then swap it in; the one before stays until the new one is whole."""
     partial, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
-    for leftover in (partial, old):
-        if leftover.exists() and folder.exists():
-            shutil.rmtree(leftover)
-    if partial.exists():
-        shutil.rmtree(partial)
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     write(partial)
     if folder.exists():
@@ -43,12 +39,13 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def find_folder(folder: Path) -> Path | None:
-    """The checkpoint at `folder`, or the one it was about to replace when the process was killed between renames."""
-    for candidate in (folder, folder.with_name(folder.name + ".old")):
-        if (candidate / "progress.json").is_file():
-            return candidate
-    return None
+def recover_folder(folder: Path) -> bool:
+    """Put back the folder before, if a kill fell between the two renames; says whether there is a folder now."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder.exists()
 
 
 def save_training_state(

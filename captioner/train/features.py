@@ -1,6 +1,7 @@
 """Trunk tokens of every image on disk, for phases in which the trunk rests and nothing augments."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -93,5 +94,15 @@ def _digest(model: CaptionerForConditionalGeneration, dataset: CaptionDataset) -
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().numpy().tobytes())
     for sample in dataset.samples:
-        digest.update(f"{sample.id}\0{sample.image}\0".encode())
+        digest.update(f"{sample.id}\0".encode() + _identity(sample.image))
     return digest.hexdigest()[:20]
+
+
+def _identity(image: object) -> bytes:
+    """What changes when an image does: its bytes, or its file's name, size and time."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str):
+        status = os.stat(image)
+        return f"{image}\0{status.st_size}\0{status.st_mtime_ns}\0".encode()
+    return f"{image}\0".encode()

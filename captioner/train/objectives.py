@@ -4,8 +4,7 @@ from torch import Tensor, nn
 
 from captioner.config import PhaseConfig
 from captioner.data.dataset import Batch
-from captioner.model.configuration_captioner import CaptionerConfig
-from captioner.model.modeling_captioner import IGNORE_INDEX, caption_cross_entropy, shift_tokens_right
+from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration, caption_cross_entropy
 
 
 def item_counts(batch: Batch) -> dict[str, int]:
@@ -13,9 +12,11 @@ def item_counts(batch: Batch) -> dict[str, int]:
     return {"captioning": int((batch.labels != IGNORE_INDEX).sum())}
 
 
-def summed_losses(model: nn.Module, config: CaptionerConfig, batch: Batch, phase: PhaseConfig) -> dict[str, Tensor]:
-    """Summed loss of each of the phase's objectives. `model` may be wrapped for many processes."""
-    inputs = shift_tokens_right(batch.labels, config.decoder_start_token_id, config.pad_token_id)
-    outputs = model(**batch.encoder_inputs, decoder_input_ids=inputs)
+def summed_losses(
+    model: CaptionerForConditionalGeneration, wrapped: nn.Module, batch: Batch, phase: PhaseConfig
+) -> dict[str, Tensor]:
+    """Summed loss of each of the phase's objectives. `wrapped` is `model` as prepared for many processes."""
+    decoder_input_ids = model.prepare_decoder_input_ids_from_labels(batch.labels)
+    outputs = wrapped(**batch.encoder_inputs, decoder_input_ids=decoder_input_ids)
     total, _ = caption_cross_entropy(outputs.logits, batch.labels, phase.label_smoothing)
     return {"captioning": total}

@@ -63,7 +63,7 @@ def learns(place: ParameterPlace, phase: PhaseConfig) -> bool:
 
 
 def build_optimizer(model: CaptionerForConditionalGeneration, config: OptimizationConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) over all parameters, kept through all phases.
+    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) over all parameters, kept through phases.
 
     Matrices of linear and convolution layers decay; norms, biases and embeddings do not. Each group carries its place.
     """

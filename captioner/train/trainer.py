@@ -6,8 +6,9 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -58,14 +59,14 @@ class Trainer:
         self.config = config
         self.output_dir = Path(config.output_dir)
         self.last, self.best = self.output_dir / "last", self.output_dir / "best"
-        found = checkpoint.find_folder(self.last)
-        if found and not resume:
-            raise CaptionerError(f"{self.output_dir} holds a training: pass --resume, or set another output_dir")
         self.accelerator = Accelerator(
             mixed_precision=config.optimization.mixed_precision,
             log_with=list(config.log_with) or None,
             project_dir=str(self.output_dir),
         )
+        found = self._find_checkpoint()
+        if found and not resume:
+            raise CaptionerError(f"{self.output_dir} holds a training: pass --resume, or set another output_dir")
         set_seed(config.seed)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.train_samples = self._load_source(config.data.train)
@@ -77,12 +78,19 @@ class Trainer:
         self.averaged = AveragedModel(self.model, multi_avg_fn=_warmed_up_average(decay)) if decay else None
         self.progress = checkpoint.Progress()
         if found:
-            self._load(found)
+            self._load(self.last)
         self._truncate_log()
         recipe = config.model_dump(mode="json")
         if self.accelerator.is_main_process:
             (self.output_dir / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
         self.accelerator.init_trackers("captioner")
+
+    def _find_checkpoint(self) -> bool:
+        with self.accelerator.main_process_first():
+            if self.accelerator.is_main_process:
+                checkpoint.recover_folder(self.best)
+                checkpoint.recover_folder(self.last)
+        return self.last.exists()
 
     def run(self) -> Path:
         epochs = [(phase, epoch) for phase in self.config.phases for epoch in range(phase.epochs)]
@@ -126,9 +134,10 @@ class Trainer:
         weights = {name: phase.objectives[name] / max(count, 1) for name, count in zip(names, counts, strict=True)}
         sums = dict.fromkeys(names, 0.0)
         for number, batch in enumerate(batches):
-            self._check_errors(batch)
-            with self._gradients_synchronised(model, number == len(batches) - 1), self.accelerator.autocast():
-                losses = summed_losses(model, self.model.config, batch, phase)
+            self._check_errors(self.config.data.train, batch)
+            with self._gradients_synchronised(model, number == len(batches) - 1):
+                with self.accelerator.autocast():
+                    losses = summed_losses(self.model, model, batch, phase)
                 loss = sum(weights[name] * losses[name] for name in names)
                 # Gradients are averaged over processes; times their number that is the mean over all items.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
@@ -172,12 +181,16 @@ class Trainer:
         loader = load_batches(dataset, batches, self.config.data.num_workers)
         captions = []
         for rows, batch in zip(batches, tqdm(loader, "validation", disable=self._quiet, leave=False), strict=True):
-            self._check_errors(batch)
+            self._check_errors(self.config.data.validation, batch)
             with self.accelerator.autocast():
                 encoded = model.encoder(**batch.to(self.accelerator.device).encoder_inputs)
                 hypotheses = generate(model, {"encoder_outputs": encoded}, options)
             texts = self.processor.tokenizer.batch_decode([best.token_ids for best, *_ in hypotheses])
-            captions += [(row, text) for number, (row, text) in enumerate(zip(rows, texts, strict=True)) if number not in batch.errors]
+            captions += [
+                (row, text)
+                for number, (row, text) in enumerate(zip(rows, texts, strict=True))
+                if number not in batch.errors
+            ]
         found = dict(sorted(gather_object(captions)))
         for row in list(found)[: settings.samples]:
             self._say(f"  {dataset.samples[row].id}: {found[row]!r} (reference: {dataset.samples[row].captions[0]!r})")
@@ -190,24 +203,36 @@ class Trainer:
         All processes together see the same batches as one process with a batch as large as all of theirs.
         """
         settings, processes = self.config.optimization, self.accelerator.num_processes
-        batches = bucketed_batches(train_set.lengths(), settings.batch_size * processes, self.config.seed, train_set.epoch)
+        batches = bucketed_batches(
+            train_set.lengths(), settings.batch_size * processes, self.config.seed, train_set.epoch
+        )
         share = [batch[self.accelerator.process_index :: processes] for batch in batches if len(batch) >= processes]
         accumulated = settings.gradient_accumulation_steps
         return [share[i : i + accumulated] for i in range(0, len(share), accumulated)]
 
     def _datasets(self, phase: PhaseConfig) -> tuple[CaptionDataset, CaptionDataset]:
-        """Training and validation images; from cached trunk features where the trunk rests and nothing augments them."""
+        """Training and validation images, as cached trunk features where the trunk rests and nothing augments."""
         config = self.config
-        train_set = CaptionDataset(self.train_samples, self.processor, config.data, phase.augmentation, seed=config.seed)
+        train_set = CaptionDataset(
+            self.train_samples, self.processor, config.data, phase.augmentation, seed=config.seed
+        )
         validation_set = CaptionDataset(self.validation_samples, self.processor, config.data)
         if "trunk" not in phase.learning_rates:
-            self.model.to(self.accelerator.device)
-            for dataset in [validation_set] if phase.augmentation.active else [validation_set, train_set]:
-                dataset.features = cache_features(
-                    self.model, dataset, self.output_dir / "features", self.accelerator, config.validation.batch_size,
-                    config.data.num_workers, self._check_errors,
-                )  # fmt: skip
+            self._cache_features(validation_set, config.data.validation)
+            if not phase.augmentation.active:
+                self._cache_features(train_set, config.data.train)
         return train_set, validation_set
+
+    def _cache_features(self, dataset: CaptionDataset, source: SourceConfig) -> None:
+        dataset.features = cache_features(
+            self.model,
+            dataset,
+            self.output_dir / "features",
+            self.accelerator,
+            self.config.validation.batch_size,
+            self.config.data.num_workers,
+            partial(self._check_errors, source),
+        )
 
     def _loader(self, dataset: CaptionDataset, batches: list[list[int]]) -> Iterator[Batch]:
         on_gpu = self.accelerator.device.type == "cuda"
@@ -251,7 +276,7 @@ class Trainer:
         return CaptionerTokenizer(str(path))
 
     def _best_weights(self) -> CaptionerForConditionalGeneration:
-        return self.model if self.averaged is None else self.averaged.module
+        return self.model if self.averaged is None else cast(CaptionerForConditionalGeneration, self.averaged.module)
 
     def _write_best(self, folder: Path) -> None:
         self._best_weights().save_pretrained(folder)
@@ -289,10 +314,10 @@ class Trainer:
     def _gradients_synchronised(self, model: nn.Module, synchronise: bool) -> AbstractContextManager:
         return nullcontext() if synchronise else self.accelerator.no_sync(model)
 
-    def _check_errors(self, batch: Batch) -> None:
-        """A photo that cannot be read costs what the recipe says."""
+    def _check_errors(self, source: SourceConfig, batch: Batch) -> None:
+        """A photo that cannot be read costs what the recipe says of its source."""
         for message in batch.errors.values():
-            if self.config.data.train.on_error == "raise":
+            if source.on_error == "raise":
                 raise CaptionerError(message)
             logger.warning("left out: %s", message)
 

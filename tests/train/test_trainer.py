@@ -1,0 +1,161 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from captioner.config import RunConfig
+from captioner.data.dataset import Batch, collate
+from captioner.errors import CaptionerError
+from captioner.infer.captioner import Captioner
+from captioner.train.phases import apply_phase
+from captioner.train.trainer import Trainer, train
+
+ROOT = Path(__file__).parents[2]
+Recipe = Callable[..., RunConfig]
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def launch(arguments: list[str], processes: int = 1) -> subprocess.Popen:
+    command = [sys.executable]
+    if processes > 1:  # by torchrun: without MPI `accelerate launch --cpu` starts one process whatever it is told
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    command += [str(ROOT / "train.py"), "--config", str(ROOT / "configs" / "tiny.yaml"), *arguments]
+    log = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen) -> None:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+
+
+def overrides(data: Path, run: Path, *more: str) -> list[str]:
+    paths = [f"data.train.path={data}", f"data.validation.path={data}", f"output_dir={run}"]
+    return [*paths, "phases.0.epochs=2", "validation.max_images=8", "checkpoint_every_steps=2", *more]
+
+
+def test_drawn_shapes_are_learnt_to_the_word(
+    recipe: Recipe, draw_shapes: Callable[..., None], tmp_path: Path
+) -> None:
+    draw_shapes(tmp_path / "shapes", images=4000)
+    data = tmp_path / "shapes" / "captions.csv"
+    config = recipe("phases.0.epochs=14", "validation.max_images=50", data=data)
+    captioner = Captioner.from_pretrained(train(config))
+    rows = [line.split(",") for line in data.read_text().splitlines()[1:]]
+    held_back = [(str(data.parent / image), caption) for image, caption, split in rows if split == "val"][:400]
+    captions = captioner([image for image, _ in held_back], batch_size=100, num_beams=1)
+    exact = sum(found.text == caption for found, (_, caption) in zip(captions, held_back, strict=True))
+    assert exact / len(held_back) > 0.95
+
+
+def test_a_killed_training_resumes_to_the_same_bits(shapes: Path, tmp_path: Path) -> None:
+    random = ["model.dropout=0.1", "optimization.ema_decay=0.9", "phases.0.augmentation.crop_scale=[0.7, 1.0]"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    first = launch(overrides(shapes, whole, *random))
+    second = launch(overrides(shapes, killed, *random, "checkpoint_every_steps=2"))
+    deadline = time.monotonic() + 120
+    log = killed / "log.jsonl"
+    while not log.exists() or log.read_text().count("\n") < 3:  # past the checkpoint at step 2, mid-epoch
+        assert time.monotonic() < deadline and second.poll() is None
+        time.sleep(0.005)
+    second.send_signal(signal.SIGKILL)
+    second.wait()
+    assert log.read_text().count("\n") < 10, "killed too late to test anything"
+    finish(launch([*overrides(shapes, killed, *random), "--resume"]))
+    finish(first)
+    for folder in ("last", "best"):
+        expected, found = (load_file(run / folder / "model.safetensors") for run in (whole, killed))
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected), folder
+    assert losses(whole) == losses(killed)
+
+
+def test_two_processes_learn_as_one_with_the_doubled_batch(shapes: Path, tmp_path: Path) -> None:
+    accumulated = "optimization.gradient_accumulation_steps=2"
+    one, two = tmp_path / "one", tmp_path / "two"
+    single = launch(overrides(shapes, one, accumulated, "optimization.batch_size=16"))
+    pair = launch(overrides(shapes, two, accumulated, "optimization.batch_size=8"), processes=2)
+    finish(single)
+    finish(pair)
+    assert len(losses(one)) == 10
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+
+
+def test_a_split_batch_gives_the_gradient_of_the_whole(recipe: Recipe) -> None:
+    """Captions differ in length, so a mean of the halves' means would not."""
+    trainer = Trainer(recipe(), resume=False)
+    phase = trainer.config.phases[0]
+    apply_phase(trainer.model, phase)
+    train_set, _ = trainer._datasets(phase)
+    items = [train_set[index] for index in range(8)]
+    for item in items[:4]:
+        item["captions"] = [ids[:3] for ids in item["captions"]]
+
+    def gradient(batches: list[Batch]) -> torch.Tensor:
+        collected = []
+        hook = trainer.model.lm_head.weight.register_hook(lambda grad: collected.append(grad.clone()))
+        trainer._step(trainer.model, batches, phase)
+        hook.remove()
+        return torch.stack(collected).sum(0)
+
+    whole = gradient([collate(items, 1)])
+    halves = gradient([collate(items[:4], 1), collate(items[4:], 1)])
+    torch.testing.assert_close(halves, whole, atol=1e-6, rtol=1e-4)
+
+
+def test_a_resting_trunk_keeps_every_bit_and_cached_features_change_nothing(recipe: Recipe, tmp_path: Path) -> None:
+    rest = "phases.0.learning_rates={bridge: 0.001, decoder: 0.001}"
+    before = Trainer(recipe(rest), resume=False).model.encoder.trunk.state_dict()
+    train(recipe(rest))
+    after = load_file(tmp_path / "run" / "last" / "model.safetensors")
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[f"encoder.trunk.{name}"]), name
+    # Augmentation that changes nothing rules the cache out: the trunk then runs in every step.
+    identity = "phases.0.augmentation.color_jitter=1.0e-9"
+    train(recipe(rest, identity, f"output_dir={tmp_path / 'pixels'}"))
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "pixels"), abs=2e-2)
+    assert len(list((tmp_path / "run" / "features").iterdir())) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_images(recipe: Recipe) -> None:
+    trainer = Trainer(recipe(), resume=False)
+    with torch.no_grad():
+        trainer.model.decoder.norm.weight[0] = torch.nan
+    weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    with pytest.raises(CaptionerError, match=r"step 1: the loss is nan; images: \d+\.png"):
+        trainer.run()
+    for name, tensor in trainer.model.state_dict().items():
+        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_an_output_folder_in_use_is_not_overwritten(recipe: Recipe) -> None:
+    train(recipe("phases.0.epochs=1"))
+    with pytest.raises(CaptionerError, match="--resume"):
+        train(recipe("phases.0.epochs=1"))
+
+
+def test_a_broken_photo_stops_or_is_left_out_as_the_recipe_says(
+    recipe: Recipe, draw_shapes: Callable[..., None], tmp_path: Path
+) -> None:
+    draw_shapes(tmp_path / "shapes", images=40)
+    (tmp_path / "shapes" / "00000.png").write_bytes(b"not a picture")
+    data = tmp_path / "shapes" / "captions.csv"
+    with pytest.raises(CaptionerError, match=r"00000\.png"):
+        train(recipe(data=data))
+    for rates in ("{trunk: 0.001, decoder: 0.001}", "{decoder: 0.001}"):
+        skip = ["data.train.on_error=skip", f"phases.0.learning_rates={rates}", f"output_dir={tmp_path / rates[1:6]}"]
+        train(recipe(*skip, data=data))
+        assert all(loss > 0 for loss in losses(tmp_path / rates[1:6]))
