@@ -348,7 +348,7 @@ def _read_karpathy(
     seen: dict[str | int, str] = {}
     rows = _objects(images, f"{path}: images", report)
     for where, image in _in_split(rows, path, config.split):
-        identifier: Any = image.get("cocoid", image.get("imgid", image.get("filename")))
+        identifier: Any = image.get("cocoid", image.get("filename"))
         names = [image.get("filename")]
         if isinstance(names[0], str) and isinstance(image.get("filepath"), str):
             names.insert(0, os.path.join(image["filepath"], names[0]))

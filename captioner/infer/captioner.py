@@ -196,10 +196,11 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _find(model: str | Path) -> Path:
-    """The folder of a model: the given one, or the Hub's copy of it in the cache."""
+    """The folder of a model: the given one, the best of a training's folder, or the Hub's copy in the cache."""
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return folder
+        trained = folder / "best"
+        return trained if trained.is_dir() and not (folder / "config.json").exists() else folder
     if folder.exists():
         raise CaptionerError(f"{model}: a file; a model is a folder with config.json, weights and tokenizer")
     repository = str(model)

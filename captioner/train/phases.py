@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.models import group_parameters
@@ -36,7 +37,8 @@ def parameter_places(model: CaptionerForConditionalGeneration) -> dict[str, Para
 
 def trunk_depths(trunk: nn.Module) -> dict[str, int]:
     """Block of each trunk parameter by timm's own grouping, 0 the last block with what follows it."""
-    layers: dict[str, int] = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
+    group_matcher: Any = trunk.group_matcher
+    layers: dict[str, int] = group_parameters(trunk, group_matcher(coarse=False), reverse=True)
     last = max(layers.values())
     return {name: last - layer for name, layer in layers.items()}
 

@@ -71,7 +71,7 @@ def write_karpathy(folder: Path, images: list[dict[str, Any]] | None = None) -> 
             {
                 "filename": name,
                 "filepath": "images",
-                "imgid": i,
+                "cocoid": i,
                 "split": split,
                 "sentences": [{"raw": c} for c in said],
             }
@@ -140,7 +140,7 @@ class TestLayouts:
         assert len(load(path, split="train", images=str(moved))) == 2
 
     def test_karpathy_prefers_coco_ids(self, folder: Path) -> None:
-        image = {"filename": "a.jpg", "imgid": 0, "cocoid": 391895, "sentences": [{"raw": "a"}]}
+        image = {"filename": "a.jpg", "cocoid": 391895, "sentences": [{"raw": "a"}]}
         assert load(write_karpathy(folder, [image]))[0].id == 391895
 
     def test_coco(self, folder: Path) -> None:
@@ -347,14 +347,14 @@ class TestProblems:
         problem(folder, path, f"{path}:2", "over the limit of 64 bytes", 2)
 
     def test_karpathy(self, folder: Path) -> None:
-        image = {"filename": "a.jpg", "imgid": 0, "sentences": [{"raw": "a"}]}
-        good = {"filename": "b.jpg", "imgid": 1, "sentences": [{"raw": "b"}]}
+        image = {"filename": "a.jpg", "cocoid": 0, "sentences": [{"raw": "a"}]}
+        good = {"filename": "b.jpg", "cocoid": 1, "sentences": [{"raw": "b"}]}
         for bad, reason in [
-            (image | {"imgid": 1}, "the id 1 is taken by"),
+            (image | {"cocoid": 1}, "the id 1 is taken by"),
             (image | {"filename": "none.jpg"}, "the image is missing"),
             (image | {"sentences": []}, "the image has no caption"),
             (image | {"sentences": [{"raw": ""}]}, "the caption is empty"),
-            (image | {"imgid": None}, "malformed: the image's id is None"),
+            (image | {"cocoid": None}, "malformed: the image's id is None"),
             (7, "malformed: not an object but 7"),
         ]:
             path = write_karpathy(folder, [good, bad])  # type: ignore[list-item]

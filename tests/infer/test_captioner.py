@@ -171,3 +171,9 @@ def test_a_device_that_cannot_compute_is_refused(tiny_captioner, device):
         Captioner.from_pretrained(tiny_captioner, device=device)
     with pytest.raises(CaptionerError, match="precision 'int3': choose auto, fp32, bf16, fp16"):
         Captioner.from_pretrained(tiny_captioner, precision="int3")
+
+
+def test_the_folder_of_a_training_means_its_best_checkpoint(tiny_captioner, tmp_path):
+    shutil.copytree(tiny_captioner, tmp_path / "run" / "best")
+    (tmp_path / "run" / "last").mkdir()
+    assert Captioner.from_pretrained(tmp_path / "run").processor.tokenizer.eos_token_id == 2
