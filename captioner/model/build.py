@@ -42,7 +42,7 @@ def _trunk_from_file(config: CaptionerConfig, path: Path, heads: tuple[str, ...]
     body = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[0] not in heads}
     # A file of no classes, as the trunk has none, is loaded strictly. Else timm lets a file of another model pass for
     # one with a new head, and leaves the trunk random.
-    overlay = {"state_dict": body, "custom_load": False, "num_classes": 0, "label_offset": 0}
+    overlay = {"state_dict": body, "num_classes": 0, "label_offset": 0}
     try:
         return create_trunk(config, pretrained=True, pretrained_cfg_overlay=overlay)
     except (RuntimeError, KeyError) as error:

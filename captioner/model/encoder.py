@@ -65,13 +65,19 @@ def create_trunk(config: CaptionerConfig, **kwargs: Any) -> Any:
     """The timm model (a module with more to it than `nn.Module` tells) without its head.
 
     Random unless `kwargs` ask for weights, which a constructor never does.
+
+    Raises:
+        ValueError: `encoder_kwargs` has a key that the model does not know.
     """
     arguments = {"num_classes": 0, **config.encoder_kwargs, **kwargs}
     try:
         # At once, not resized after loading: position embeddings would pass through the trunk's own size and blur.
         trunk = timm.create_model(config.encoder_name, **{"img_size": config.image_size, **arguments})
     except TypeError:  # a CNN, which takes images of any size
-        trunk = timm.create_model(config.encoder_name, **arguments)
+        try:
+            trunk = timm.create_model(config.encoder_name, **arguments)
+        except TypeError as error:
+            raise ValueError(f"encoder_kwargs of {config.encoder_name}: {error}") from error
     # A head that never runs would leave parameters without gradients, which data-parallel training refuses.
     trunk.reset_classifier(0, "")
     for name in ("fc_norm", "head"):

@@ -1,11 +1,12 @@
 """Pretrained trunk weights from a file: the right ones arrive, the wrong ones are refused by name."""
 
+import os
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch.testing import assert_close
 
@@ -40,6 +41,30 @@ def test_weights_of_a_classifier_become_the_trunk(vit_file: Path) -> None:
     loaded = trunk_weights(build_model(config(**VIT), str(vit_file)))
     assert {"head.weight", "head.bias"} == saved.keys() - loaded.keys()
     assert_close(loaded, {name: saved[name] for name in loaded}, rtol=0, atol=0)
+
+
+@pytest.mark.skipif("CAPTIONER_WEIGHTS" not in os.environ, reason="CAPTIONER_WEIGHTS names no folder of real trunks")
+@pytest.mark.parametrize(
+    ("name", "kwargs"), [("tf_efficientnet_lite0", {}), ("vit_small_patch14_dinov2", {"dynamic_img_size": True})]
+)
+def test_published_weights_load(name: str, kwargs: dict[str, object]) -> None:
+    file = Path(os.environ["CAPTIONER_WEIGHTS"]) / f"{name}.safetensors"
+    loaded = trunk_weights(build_model(config(name, image_size=224, **kwargs), str(file)))
+    saved = load_file(file)
+    same = [key for key, tensor in loaded.items() if torch.equal(tensor, saved[key].to(tensor.dtype))]
+    assert loaded.keys() - set(same) <= {"pos_embed"}
+
+
+def test_a_trunk_without_weights_is_as_timm_draws_it() -> None:
+    torch.manual_seed(5)
+    drawn = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, **VIT).state_dict()
+    torch.manual_seed(5)
+    assert_close(trunk_weights(build_model(config(**VIT))), drawn, rtol=0, atol=0)
+
+
+def test_an_unknown_argument_of_the_trunk_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"encoder_kwargs of vit_tiny_patch16_224: .*'dept'"):
+        build_model(config(dept=2))
 
 
 def test_position_embeddings_of_another_image_size_are_resampled(vit_file: Path) -> None:
