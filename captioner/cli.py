@@ -99,6 +99,7 @@ def train(
     from captioner.config import load_config
     from captioner.train.trainer import train as run
 
+    _quiet_libraries()
     print(run(load_config(config, overrides), resume))
 
 
@@ -116,7 +117,8 @@ def tokenizer(
     from captioner.data.sources import iter_samples
     from captioner.data.tokenizer import train_tokenizer
 
-    samples = iter_samples(SourceConfig(path=data, split=split), lambda skip: None)
+    source = validated(SourceConfig, {"path": data, "split": split}, "data")
+    samples = iter_samples(source, lambda skip: None)
     captions = (caption for sample in samples for caption in sample.captions)
     values = {"vocab_size": vocab_size, "model_type": model_type, "lowercase": lowercase}
     settings = validated(TokenizerConfig, values, "tokenizer")
@@ -226,7 +228,7 @@ def evaluate(
     from rich.console import Console
 
     from captioner.annotate.evaluate import caption_samples
-    from captioner.config import SourceConfig
+    from captioner.config import SourceConfig, validated
     from captioner.data.sources import load_samples
     from captioner.infer.captioner import Captioner
     from captioner.infer.generation import GenerationOptions
@@ -246,7 +248,7 @@ def evaluate(
     wanted = _metric_names(metrics, tokenization)
     probe = "a metric that cannot be had is refused now, not after hours of captioning"
     score_captions({0: probe}, {0: [probe]}, metrics=wanted, tokenization=tokenization)
-    samples, _ = load_samples(SourceConfig(path=data, images=images, split=split))
+    samples, _ = load_samples(validated(SourceConfig, {"path": data, "images": images, "split": split}, "data"))
     captioner = Captioner.from_pretrained(model, device, precision)
     captions = caption_samples(
         captioner, samples, options, batch_size=batch_size, num_workers=num_workers or _default_workers()

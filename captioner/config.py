@@ -175,6 +175,13 @@ class RunConfig(Section):
             raise ValueError("phase names must differ")
         return value
 
+    @model_validator(mode="after")
+    def _captions_fit_the_decoder(self) -> "RunConfig":
+        longest, positions = self.data.max_caption_tokens, self.model.max_position_embeddings
+        if longest > positions:
+            raise ValueError(f"data.max_caption_tokens {longest} is above model.max_position_embeddings {positions}")
+        return self
+
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a recipe, apply `a.b.0.c=value` overrides (in YAML), expand `${VARIABLES}`, check every key and type.

@@ -144,3 +144,8 @@ def test_variables_are_expanded_or_missed_by_name(recipe: Path, monkeypatch: pyt
     assert f"{recipe}: the environment variable CAPTIONER_TEST_DATA is not set" in refusal(recipe)
     monkeypatch.setenv("CAPTIONER_TEST_DATA", os.sep + "photos")
     assert load_config(recipe).data.train.path == "/photos/a.csv"
+
+
+def test_captions_longer_than_the_decoder_are_refused_before_training(recipe: Path) -> None:
+    message = refusal(recipe, "data.max_caption_tokens=65")
+    assert "data.max_caption_tokens 65 is above model.max_position_embeddings 64" in message
