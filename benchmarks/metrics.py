@@ -61,15 +61,15 @@ def rewards_per_second(folder: Path) -> float:
         for start in range(0, len(images), REWARD_BATCH):
             reward(images[start : start + REWARD_BATCH], captions[start : start + REWARD_BATCH])
 
-    return len(images) / _seconds(score_all)
+    return len(images) / _seconds(score_all, time.process_time)  # of one core, whoever else uses it
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     times = []
     for _ in range(ROUNDS):
-        start = time.perf_counter()
+        start = clock()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return min(times)
 
 

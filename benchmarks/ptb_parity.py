@@ -52,8 +52,8 @@ PIECES = {
     ),
     "brackets": "( ) [ ] { } (a) [b] {c} (( )) -LRB- -RRB- :) :( ;-) :D =P <3 ^_^ (^_^) (-: >:( :'( ()",
     "entities": (
-        '&amp; &lt; &gt; &nbsp; &mdash; &ndash; &eacute; caf&eacute; &#39; &HT; &AMP; <b> </b> <br/> <a href="x '
-        "y\"> <!-- z --> <img src='q' /> <p <1>"
+        '&amp; &lt; &gt; &nbsp; &mdash; &ndash; &eacute; caf&eacute; &#39; &HT; &AMP; <b> </b> <br/> <a href="x"> '
+        "<!-- z --> <img src='q' /> <p <1>"
     ),
     "letters": (
         "caf\u00e9 na\u00efve \u00c5ngstr\u00f6m \u00c9cole \u0141\u00f3d\u017a stra\u00dfe \u0130stanbul \u017fo "

@@ -21,6 +21,8 @@ def tokenize(captions: Iterable[str]) -> list[list[str]]:
     There the captions are the lines of one text, and some abbreviations look at the word that follows: "vitamin A."
     keeps its stop unless the next caption starts with "The". Line breaks inside a caption count as blanks.
 
+    One thing is left out: there, a tag's quoted attribute may begin in one caption and end in another.
+
     Returns one list of tokens per caption. A token may hold a no-break space ("5 1/2", phone numbers, tags).
     """
     lines = [_LINE_BREAK.sub(" ", caption) for caption in captions]
@@ -57,9 +59,9 @@ def _whole(token: str) -> str:
     return token.encode("utf-16-be", "surrogatepass").decode("utf-16-be", "surrogatepass")
 
 
-# The quick path. Where a line holds letters, apostrophes, hyphens and commas, no token depends on more than the blanks
-# around it; nor does a full stop that ends the line, unless behind a single letter.
-_PLAIN_LINE = re.compile(r"[A-Za-z ,'\-]*(?:(?:[A-Za-z]{2}| )\.)? *")
+# The quick path. In a line of letters, apostrophes, hyphens and commas, no token depends on more than the blanks around
+# it; nor does a word of letters with the full stop that ends the line, unless it is a single letter.
+_PLAIN_LINE = re.compile(r"(?:[A-Za-z ,'\-]* )?(?:[A-Za-z,'\-]*|[A-Za-z]{2,}\.|\.) *")
 
 
 @lru_cache(maxsize=1 << 17)
@@ -252,8 +254,8 @@ _SPLIT = "cannot gonna gotta lemme gimme wanna"
 
 # The quick path inside a line: a word before a blank, a comma and a blank, or a full stop that can only be one.
 _QUICK_WORD = re.compile(
-    rf"(?!{_words(_SPLIT)}[., \n])(?!{_words(_ABBREVIATIONS, _TITLES, _BEFORE_NUMBERS, 'pt[ey]')}\.)"
-    r"([A-Za-z]+)(?:,?(?=[ \n])|(?<=[A-Za-z]{2})(?:\.(?=\n)|(?=\. )))"
+    rf"(?!{_words(_SPLIT)}[., \n])(?!(?:[A-Za-z]|{_words(_ABBREVIATIONS, _TITLES, _BEFORE_NUMBERS, 'pt[ey]')})\.)"
+    r"([A-Za-z]+)(?:,?(?=[ \n])|\.(?=\n)|(?=\. ))"
 )
 
 
