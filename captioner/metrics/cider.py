@@ -6,7 +6,7 @@ clipped TF-IDF cosine similarity of 1- to 4-grams with a Gaussian penalty on the
 
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ class CiderDReward:
     training (S. Rennie et al., "Self-critical Sequence Training for Image Captioning", CVPR 2017).
     """
 
-    def __init__(self, references: Mapping[Hashable, Sequence[Caption]]) -> None:
+    def __init__(self, references: Mapping[Any, Sequence[Caption]]) -> None:
         captions = list(chain.from_iterable(references.values()))
         self.index = NgramIndex(captions)
         self._rows = {image: row for row, image in enumerate(references)}

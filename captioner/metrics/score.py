@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,8 +125,8 @@ class Scores:
 
 
 def score_captions(
-    hypotheses: Mapping[Hashable, str],
-    references: Mapping[Hashable, Sequence[str]],
+    hypotheses: Mapping[Any, str],
+    references: Mapping[Any, Sequence[str]],
     *,
     metrics: Iterable[str] = FAST_METRICS,
     tokenization: str = "ptb",
@@ -278,8 +278,8 @@ def _diversity(captions: list[list[str]], training: set[tuple[str, ...]] | None)
 
 
 def _check(
-    hypotheses: Mapping[Hashable, str],
-    references: Mapping[Hashable, Sequence[str]],
+    hypotheses: Mapping[Any, str],
+    references: Mapping[Any, Sequence[str]],
     metrics: Sequence[str],
     tokenization: str,
 ) -> None:
@@ -302,7 +302,7 @@ def _check(
         raise CaptionerError("there are no captions to score")
 
 
-def _of_type(values: Mapping[Hashable, object], kind: type) -> Iterable[Hashable]:
+def _of_type(values: Mapping[Any, object], kind: type) -> Iterable[Hashable]:
     return (key for key, value in values.items() if isinstance(value, kind))
 
 
