@@ -100,6 +100,7 @@ class Trainer:
                 current = phase
                 self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
                 apply_phase(self.model, phase)
+                self._rest_at_averages()
                 model = self.accelerator.prepare_model(self.model)
                 train_set, validation_set = self._datasets(phase)
             train_set.epoch = self.progress.epoch
@@ -107,6 +108,14 @@ class Trainer:
             self._finish_epoch(phase, epoch, validation_set)
         self.accelerator.end_training()
         return self.best
+
+    @torch.no_grad()
+    def _rest_at_averages(self) -> None:
+        """Resting parts take their averaged weights, so that the average and the model agree on cached features."""
+        if self.averaged is not None:
+            for parameter, average in zip(self.model.parameters(), self.averaged.module.parameters(), strict=True):
+                if not parameter.requires_grad:
+                    parameter.copy_(average)
 
     def _run_epoch(self, model: nn.Module, train_set: CaptionDataset, phase: PhaseConfig, epoch: int) -> None:
         steps = self._steps(train_set)

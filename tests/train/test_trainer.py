@@ -47,9 +47,7 @@ def overrides(data: Path, run: Path, *more: str) -> list[str]:
     return [*paths, "phases.0.epochs=2", "validation.max_images=8", "checkpoint_every_steps=2", *more]
 
 
-def test_drawn_shapes_are_learnt_to_the_word(
-    recipe: Recipe, draw_shapes: Callable[..., None], tmp_path: Path
-) -> None:
+def test_drawn_shapes_are_learnt_to_the_word(recipe: Recipe, draw_shapes: Callable[..., None], tmp_path: Path) -> None:
     draw_shapes(tmp_path / "shapes", images=4000)
     data = tmp_path / "shapes" / "captions.csv"
     config = recipe("phases.0.epochs=14", "validation.max_images=50", data=data)
@@ -128,6 +126,19 @@ def test_a_resting_trunk_keeps_every_bit_and_cached_features_change_nothing(reci
     train(recipe(rest, identity, f"output_dir={tmp_path / 'pixels'}"))
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "pixels"), abs=2e-2)
     assert len(list((tmp_path / "run" / "features").iterdir())) == 2
+
+
+def test_what_is_validated_from_cached_features_is_what_the_best_checkpoint_does(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    """The trunk learns, then rests: its cached features have to be those of the averaged weights that are saved."""
+    config = recipe("optimization.ema_decay=0.9", "phases.0.epochs=1", "validation.max_images=null")
+    settle = config.phases[0].model_copy(update={"name": "settle", "learning_rates": {"decoder": 0.001}})
+    config = config.model_copy(update={"phases": [config.phases[0], settle]})
+    trainer = Trainer(config, resume=False)
+    trainer.run()
+    for name, tensor in trainer.averaged.module.encoder.trunk.state_dict().items():
+        assert torch.equal(tensor, trainer.model.encoder.trunk.state_dict()[name]), name
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_images(recipe: Recipe) -> None:
