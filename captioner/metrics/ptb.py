@@ -3,7 +3,7 @@ r"""Penn Treebank tokenisation as the official COCO caption scorer does it, with
 The official scorer pipes captions through Stanford's `PTBTokenizer -preserveLines -lowerCase` (CoreNLP 3.4.1) and
 then drops a fixed list of punctuation tokens. That tokenizer is a longest-match lexer: at each position, of all rules,
 the one that matches most characters wins, the context it asks for behind the token included; of equally long matches,
-the earlier rule wins. `_RULES` has its language and order of precedence, as measured against the Java tool.
+the earlier rule wins. `_RULES` has the rules by purpose; `benchmarks/ptb_parity.py` compares them with the Java tool.
 """
 
 import re
@@ -73,8 +73,8 @@ def _lex(text: str, kinds: str, start: int, end: int) -> list[str]:
     """Tokens of the line `text[start:end]`; rules read `kinds`, and context may lie beyond the line's end."""
     tokens = []
     while start < end:
-        if quick := _QUICK_WORD.match(kinds, start):
-            tokens.append(quick[1].lower())
+        if (quick := _QUICK_WORD.match(kinds, start)) and (word := quick[1].lower()) not in _NOT_QUICK:
+            tokens.append(word)
             start = quick.end()
             continue
         if blanks := _BLANKS.match(kinds, start):
@@ -222,7 +222,102 @@ def _dashes(token: str) -> str:
     return "--" if len(token) in (3, 4) else token
 
 
-# ---- the rules -----------------------------------------------------------------------------------------------------
+# ---- words of the rules: plain tables, sorted ----------------------------------------------------------------------
+
+
+def _words(*tables: str) -> str:
+    """Any word of the tables, upper or lower case; a longer one is tried before its beginning."""
+    words = sorted({word for table in tables for word in table.split()}, key=lambda word: (-len(word), word))
+    return f"(?i:{'|'.join(map(re.escape, words))})"
+
+
+def _capitalised(table: str) -> str:
+    """Any word of the table with a capital at its start."""
+    return f"(?:{'|'.join(f'{word[0].upper()}(?i:{re.escape(word[1:])})' for word in table.split())})"
+
+
+# Abbreviations that may end a sentence: a capital behind their stop says that they do.
+_DATES = "apr aug dec feb fri jan jul jun mar mon nov oct sep sept thu thurs tue tues wed"
+_STATES = """
+ala ariz calif colo conn ct dak fla ga ind kan kans ky md mich minn mo mont neb nev okla penn tenn va vt wis wisc wyo"""
+_STATES_LIKE_WORDS = "ark az del ill la mass miss ore pa tex wash"  # states only with a capital
+_COMPANIES = "assn bancorp bhd bros co corp cos inc intl ltd plc rt sys univ"
+_PROPRIETARY = "ppte pptes ppty pptys pte ptes pty ptys"
+_LAST_WORDS = "al bldg blvd ed.d esq est etc ext jr ph.d rd seq sq sr tel"
+
+# Abbreviations that another word follows: their stop never ends a sentence.
+_RANKS = "adj adm brig capt cmdr col comdr cpl ens gen lieut lt maj pfc pvt sfc sgt spc"
+_TITLES = """
+asst atty attys det dr drs gov govs hon insp messrs mlle mme mr mrs ms msgr pres prof profs rep reps rev sen sens supt
+supts treas"""
+_FIRST_NAMES = "alex jos wm"
+_PLACES = "assoc ave dept ft mt natl st ste"
+_LINKS = "adv cf cie elec invt mfg mtg ph vs"
+
+_BEFORE_NUMBERS = "art bldg ca fig figs no nos op pp prop"
+_SENTENCE_STARTERS = """
+a about according additionally after an as at but earlier he her here however if in it last many more mr. ms. now once
+one other our she since so some such that the their then there these they this we what when while yet you"""
+_NATIONS = "canada-u.s eu-u.s japan-u.s korean-u.s non-u.s sino-u.s u.s.-u.k u.s.-u.s.s.r"
+_SPLIT = {"me": "gim lem", "na": "gon wan", "not": "can", "ta": "got"}  # second half of a word: its first halves
+
+_WITH_ANY_APOSTROPHE = "'cause 'em 'n 'n' 'til 'till c'est cap'n dunkin' ol' somethin'"
+_WITH_A_STRAIGHT_APOSTROPHE = "c'mon cont'd cont'd. e'er ev'ry li'l nat'l nor'easter s'mores"
+
+_PICTURES, _FILMS, _ARCHIVES = "bmp gif jpeg jpg png", "mov mp3 wav", "gz tar zip"
+_DOCUMENTS = "doc docx htm html pdf ppt ps txt xml"
+_PROGRAMS = "bat c cgi class cpp dll exe h jar java php pl py sql x"
+
+# The quick path inside a line: a word before a blank, a comma and a blank, or a full stop that can only be one.
+_QUICK_WORD = re.compile(r"([A-Za-z]+(?=,?[ \n])|[A-Za-z]{2,}(?=\.[ \n]))(?:,|\.(?=\n))?")
+_NOT_QUICK = frozenset(
+    " ".join(
+        [_DATES, _STATES, _STATES_LIKE_WORDS, _COMPANIES, _PROPRIETARY, _LAST_WORDS]
+        + [_RANKS, _TITLES, _FIRST_NAMES, _PLACES, _LINKS, _BEFORE_NUMBERS]
+        + [first + second for second, firsts in _SPLIT.items() for first in firsts.split()]
+    ).split()
+)
+
+# ---- parts of the rules --------------------------------------------------------------------------------------------
+
+_BLANK = r"[ \t\xa0\u2000-\u200a\u3000]"
+_BLANK_OR_NEWLINE = r"[ \t\xa0\u2000-\u200a\u3000\n\x85]"
+_ANY_DIGIT = f"[0-9{_DIGIT}]"
+_ANY_LETTER = f"[A-Za-z{_LETTER}{_CAPITAL}\u0130\u0131\u017f\u212a]"
+_ANY_CAPITAL = f"[A-Z{_CAPITAL}{_NUMERAL_CAPITAL}{_SYMBOL_CAPITAL}\u0130\u212a]"
+_ALPHANUMERIC = f"(?:{_ANY_LETTER}|{_ANY_DIGIT})"
+_CLAUSE_MARK = r"[,;:\u3001]"
+_AMPERSAND = "(?i:&amp;|&)"
+_APOSTROPHE = r"(?:['\x92\u2019]|(?i:&apos;))"
+_APOSTROPHE_OR_BACKQUOTE = r"(?:['\x92\u2019`\x91\u2018\u201b]|(?i:&apos;))"
+
+# A letter of a word may carry marks, hold a soft hyphen, or be written as an entity.
+_ACCENTED_VOWEL = f"&[aeiouAEIOU]{_words('acute grave uml')};"
+_WORD_LETTER = rf"(?:[A-Za-z{_LETTER}{_CAPITAL}{_MARK}\xad\u0130\u0131\u017f\u212a]|{_ACCENTED_VOWEL})"
+_WORD_CHARACTER = f"(?:{_WORD_LETTER}|{_ANY_DIGIT})"
+_WORD_PART = f"{_WORD_LETTER}{_WORD_CHARACTER}*"
+_WORD = rf"{_WORD_PART}(?:[.!?]{_WORD_PART})*"
+
+_CONTRACTION = f"{_APOSTROPHE}(?:[dmsDMS]|{_words('ll re ve')})"
+_NEGATION = f"(?i:n){_APOSTROPHE_OR_BACKQUOTE}(?i:t)"
+
+_ACRONYM_WITH_STOPS = rf"(?:{_words(_NATIONS)}|[A-Za-z](?:\.[A-Za-z])+)"
+
+
+def _tag() -> str:
+    """An element of HTML: `<a href="x">`, `</a>`, `<br />`, `<!DOCTYPE html>`."""
+    name = r"[A-Za-z][A-Za-z0-9.:_-]*"
+    value = r"(?:\"[^\"\n]*\"|'[^'\n]*')"
+    attribute = f"{name}(?: *= *{value})?"
+    opening = f"{name}(?: +{attribute})* */?"
+    closing = f"/{name}"
+    declaration = r"[?!][A-Za-z-][^\n>]*"
+    return f"<(?:{opening}|{closing}|{declaration}) *>"
+
+
+_TAG = _tag()
+
+# ---- the rules, by purpose: of equally long matches the earlier wins ------------------------------------------------
 
 
 class _Rule(NamedTuple):
@@ -234,188 +329,196 @@ def _rule(token: str, context: str = "", rewrite: Callable[[str], str] | None = 
     return _Rule(re.compile(f"({token})(?:{context})"), rewrite)
 
 
-def _words(*alternatives: str) -> str:
-    """Any of the words, upper or lower case."""
-    return f"(?i:{'|'.join(word for words in alternatives for word in words.split())})"
-
-
-_ABBREVIATIONS = """
-jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thu thurs fri
-ala ariz calif colo conn ct dak fla ga ind kans? ky md mich minn mo mont neb nev okla penn tenn va vt wisc? wyo
-(?-i:[A])rk (?-i:[A])z (?-i:[D])el (?-i:[I])ll (?-i:[L])a (?-i:[M])ass (?-i:[M])iss (?-i:[O])re (?-i:[P])a (?-i:[T])ex
-(?-i:[W])ash assn bancorp bhd bros cos? corp inc intl ltd plc pp?t(?-i:[ye])s? rt sys univ
-al bldg blvd (?:ed|ph)\\.d esq est etc ext jr rd seq sq sr tel"""
-_TITLES = """
-adj adm adv alex assoc asst attys? ave brig capt cf cie co?mdr col cpl dept det drs? elec ens ft gen govs? hon insp invt
-jos lieut lt maj messrs m[ft]g mlle mme mrs? ms msgr mt natl pfc ph pres profs? pvt reps? rev sens? sfc sgt spc ste?
-supts? treas vs wm"""
-_BEFORE_NUMBERS = "art bldg ca figs? nos? op pp prop"
-_SPLIT = "cannot gonna gotta lemme gimme wanna"
-
-# The quick path inside a line: a word before a blank, a comma and a blank, or a full stop that can only be one.
-_QUICK_WORD = re.compile(
-    rf"(?!{_words(_SPLIT)}[., \n])(?!(?:[A-Za-z]|{_words(_ABBREVIATIONS, _TITLES, _BEFORE_NUMBERS, 'pt[ey]')})\.)"
-    r"([A-Za-z]+)(?:,?(?=[ \n])|\.(?=\n)|(?=\. ))"
-)
-
-
-def _build_rules() -> list[_Rule]:
-    blank = r"[ \t\xa0\u2000-\u200a\u3000]"
-    blank_or_newline = r"[ \t\xa0\u2000-\u200a\u3000\n\x85]"
-    digit = f"[0-9{_DIGIT}]"
-    plain_letter = f"[A-Za-z{_LETTER}{_CAPITAL}\u0130\u0131\u017f\u212a]"
-    capital = f"[A-Z{_CAPITAL}{_NUMERAL_CAPITAL}{_SYMBOL_CAPITAL}\u0130\u212a]"
-    letter = (
-        rf"(?:[A-Za-z{_LETTER}{_CAPITAL}{_MARK}\xad\u0130\u0131\u017f\u212a]|&[aeiouAEIOU]{_words('acute grave uml')};)"
-    )
-    letter_or_digit = f"(?:{letter}|{digit})"
-    plain_letters = f"(?:{plain_letter}|{digit})"
-    clause_mark = r"[,;:\u3001]"
-    ampersand = "(?i:&amp;|&)"
-    apostrophe = r"(?:['\x92\u2019]|(?i:&apos;))"
-    any_apostrophe = r"(?:['\x92\u2019`\x91\u2018\u201b]|(?i:&apos;))"
-    double_quote = r"(?:\"|(?i:&quot;))"
-
-    word = rf"{letter}{letter_or_digit}*(?:[.!?]{letter}{letter_or_digit}*)*"
-    contraction = f"{apostrophe}(?:[msdMSD]|{_words('re ve ll')})"
-    negation = f"(?i:n){any_apostrophe}(?i:t)"
-    hyphen = r"[-_\u058a\u2010\u2011]"
-    d_or_l = f"[dDoOlL]{any_apostrophe}{plain_letters}"
-    compound = f"(?:{d_or_l})?{plain_letters}+(?:{hyphen}(?:{d_or_l})?{plain_letters}+)*"
-    joined_by_slash = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
-    joined_by_ampersand = rf"[A-Z]+(?:(?:\+|{ampersand})[A-Z]+)+"
-
-    separated_digits = rf"[.:,\xad\u066b\u066c]{digit}+"
-    number = rf"[-+]?(?:{digit}+(?:{separated_digits})*|(?:{separated_digits})+)"
-
-    nations = _words(r"(?:canada|sino|korean|eu|japan|non)-u\.s u\.s\.-u\.s\.s\.r u\.s\.-u\.k")
-    long_acronym = rf"(?:{nations}|[A-Za-z](?:\.[A-Za-z])+)"
-    acronym = f"(?:{long_acronym}|[A-Za-z])"
-    hyphenated = rf"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:{long_acronym}\.|[A-Za-z0-9\xad]+))+"
-    abbreviation = rf"{_words(_ABBREVIATIONS)}\."  # a capital behind it starts a sentence
-    title = _words(_TITLES)
-    name = r"[A-Za-z][A-Za-z0-9_:.\-]*"
-    attribute = rf"{name}(?: *= *(?:'[^'\n]*'|\"[^\"\n]*\"))?"
-    tag = rf"<(?:[!?][A-Za-z\-][^>\n]*|{name}(?: +{attribute})* */?|/{name}) *>"
-    starters = """about according additionally after an a as at but earlier he her here however if in it last many more
-        mr\\. ms\\. now once one other our she since so some such that the their then there these they this we when
-        while what yet you"""
-    capitalised = "|".join(rf"[{word[0].upper()}](?i:{word[1:]})" for word in starters.split())
-    sentence_start = rf"{blank_or_newline}+(?:{capitalised}|{tag}){blank_or_newline}"
-
-    not_in_url = r" \t\n\f\r\"<>|()"
-    path = rf"(?:/[^{not_in_url}]+[^{not_in_url}.!?{{}},\-])"
-    host = rf"[^{not_in_url}{{}}.\xa0]+"
-    email = rf"(?:(?i:&lt;)|<)?[a-zA-Z0-9][^{not_in_url}\xa0{{}}]*@(?:{host}\.)*{host}"
-    extensions = _words(
-        """bat bmp c class cgi cpp dll docx? exe gif gz h html? jar java jpe?g mov mp3 pdf php pl png ppt ps py sql tar
-        txt wav x xml zip"""
-    )
-
+def _split_words() -> list[_Rule]:
+    """Two tokens written as one word: "can|not", "gim|me", "'t|was"."""
     return [
-        _rule(r"[cC]\+\+|[cCfF]\#"),
-        _rule("(?i:can)", "(?i:not)"),
+        *(_rule(_words(firsts), f"(?i:{second})") for second, firsts in _SPLIT.items()),
         _rule("(?i:'t)", "(?i:was)"),
-        _rule(f"{apostrophe}(?i:t)", "(?i:is)"),
-        _rule("(?i:gon|wan)", "(?i:na)"),
-        _rule("(?i:got)", "(?i:ta)"),
-        _rule("(?i:lem|gim)", "(?i:me)"),
-        _rule(tag, rewrite=_blanks_kept_together),
-        _rule(rf"&{_words('md mdash ndash')};|[\x96\x97\u2013-\u2015]", rewrite=lambda _: "--"),
-        _rule("(?i:&amp;)", rewrite=_ampersands_plain),
-        _rule(f"&{_words('ht tl ur lr qc ql qr odq cdq')};|&#[0-9]+;"),
-        # words
-        _rule(word, contraction, _soft_hyphens_removed),
-        _rule(r"[A-Za-z\xad]*[A-MO-Za-mo-z]\xad*", negation, _soft_hyphens_removed),
-        _rule(word, rewrite=_soft_hyphens_removed),
-        _rule(
-            rf"[A-HJ-XZn]{any_apostrophe}{plain_letter}{{2,}}"
-            rf"|{plain_letter}+[aeiouyAEIOUY]{any_apostrophe}[aeiouA-Z]{plain_letter}*"
-            rf"|[lLdDjJ]{apostrophe}|{_words('dunkin somethin ol')}{apostrophe}|(?i:o){any_apostrophe}(?i:o)"
-            rf"|{apostrophe}(?:(?i:n){apostrophe}|{_words('em till? cause n')}|[2-9]0(?i:s))"
-            rf"|{_words('''cont'd[.] cont'd nor'easter c'mon e'er s'mores ev'ry li'l nat'l''')}"
-        ),
-        _rule(f"(?i:y){apostrophe}", plain_letter),
-        # addresses
-        _rule(rf"(?i:https?://)[^{not_in_url}{{}}]+[^{not_in_url}.!?{{}},\-]"),
-        _rule(rf"(?i:www\.)(?:[^{not_in_url}.!?{{}},]+\.)+[a-zA-Z]{{2,4}}{path}?"),
-        _rule(rf"(?:[^{not_in_url}`'.!?{{}},-_$]+\.)+{_words('com net org edu')}{path}?"),
-        _rule(email),
-        _rule(f"{email}(?:(?i:&gt;)|>)"),
-        _rule(r"@[a-zA-Z_][a-zA-Z_0-9]*"),
-        _rule(rf"\#{letter}+"),
-        _rule(contraction, "[^A-Za-z]", _quotes_plain),
-        _rule(negation, "[^A-Za-z]", _quotes_plain),
-        # numbers
-        _rule(rf"{digit}{{1,2}}[-/]{digit}{{1,2}}[-/]{digit}{{2,4}}"),
-        _rule(number, rewrite=_soft_hyphens_removed),
-        _rule(r"[\u207a\u207b\u208a\u208b]?(?:[\u2070\xb9\xb2\xb3\u2074-\u2079]+|[\u2080-\u2089]+)"),
-        _rule(
-            rf"(?:{digit}{{1,4}}[- \xa0])?{digit}{{1,4}}(?:\\?/|\u2044){digit}{{1,4}}", rewrite=_blanks_kept_together
-        ),
-        _rule(r"[\xbc\xbd\xbe\u2153-\u215e]", rewrite=_fraction_in_digits),
-        _rule(
-            rf"-{_words('rrb lrb rcb lcb rsb lsb')}-|(?i:c\.d\.s|pro-|anti-|s{ampersand}p-500|s{ampersand}ls)"
-            rf"|(?i:cap){apostrophe}(?i:n)|(?i:c){apostrophe}(?i:est)",
-            rewrite=_ampersands_plain,
-        ),
-        _rule(rf"{joined_by_slash}(?:\\?/{joined_by_slash}){{1,2}}"),
-        _rule(r"[A-Z]*\$|\#"),
-        _rule(
-            r"[\x80\xa2-\xa5\u060b\u0e3f\u20a0\u20a4\u20ac\uffe0\uffe1\uffe5\uffe6]", rewrite=_currency_of_the_treebank
-        ),
-        # abbreviations
-        _rule("[A-Za-z]", rf"\.{sentence_start}"),
-        _rule(rf"{long_acronym}\.", sentence_start),
-        _rule(rf"{_words(_BEFORE_NUMBERS)}\.", f"{blank_or_newline}?{digit}"),
-        _rule(r"(?:(?i:pt)[eyEY]|(?i:co))\.", f"{blank}{_words('ltd lim')}"),
-        _rule(abbreviation, f"{blank_or_newline}(?:{blank_or_newline}|{capital}|{tag})"),
-        _rule(abbreviation, r"[\s\S]{2}"),
-        _rule(abbreviation),
-        _rule(rf"(?:{title}|{acronym})\."),
-        _rule(f"{title}|{acronym}", blank),
-        _rule(acronym, blank_or_newline),
-        _rule(f"{apostrophe}[0-9]{{2}}", blank_or_newline),
-        _rule(rf"{letter_or_digit}+(?:\.{letter_or_digit}+)*\.{extensions}", rf"{blank_or_newline}|[.,?!]"),
-        _rule(rf"{word}\.", clause_mark, _soft_hyphens_removed),
-        _rule(
-            r"(?:\([0-9]{2,3}\)[ \xa0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])"
-            r"[0-9]{3,4}[- \xa0]?[0-9]{3,5}"
-            r"|(?:(?:\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}",
-            rewrite=lambda token: _parentheses_named(_blanks_kept_together(token)),
-        ),
-        # punctuation
-        _rule(double_quote, "[A-Za-z0-9$]", _opening_quote),
-        _rule(double_quote, rewrite=_quotes_plain),
-        _rule("<|(?i:&lt;)", rewrite=lambda _: "<"),
-        _rule(">|(?i:&gt;)", rewrite=lambda _: ">"),
-        _rule(r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]]", "[^A-Za-z0-9]", _parentheses_named),
-        _rule(
-            r"[\^x=~<>]\.\[\^[xX]=[^<]*<>\]|[-^x=~<>']_[-^x=~<>']"
-            r"|\([-^x=~<>'][_.]?[-^x=~<>']\)|\([\^x=~<>']-[\^x=~<>'`]\)",
-            rewrite=_parentheses_named,
-        ),
-        _rule(r"[{}\[\]()]", rewrite=_brackets_named),
-        _rule("-+", rewrite=_dashes),
-        _rule(r"\.{3,5}|(?:\.[ \xa0]){2,4}\.|[\x85\u2026]", rewrite=lambda _: "..."),
-        _rule(r"@+|\#+|_+|\*+|(?:\\\*){1,3}|[?!]+"),
-        _rule(r"[.,;:\u3001=/]"),
-        # words with hyphens and other joints
-        _rule(rf"{hyphenated}\.", clause_mark, _soft_hyphens_removed),
-        _rule(hyphenated, rewrite=_soft_hyphens_removed),
-        _rule(rf"{compound}\.", clause_mark),
-        _rule(compound),
-        _rule(rf"{joined_by_ampersand}\.", clause_mark, _ampersands_plain),
-        _rule(joined_by_ampersand, rewrite=_ampersands_plain),
-        # quotes and the rest
-        _rule("'", r"[A-Za-z][^ \t\n\r\xa0]", _opening_quote),
-        _rule(contraction, rewrite=_quotes_plain),
-        _rule(negation, rewrite=_quotes_plain),
-        _rule(rf"''|[`\x91-\x94\u2018-\u201f\u2039\u203a\xab\xbb]{{1,2}}|{apostrophe}", rewrite=_quotes_plain),
-        _rule("<<|>>"),
-        _rule(rf"[+%&~^|\\{_SYMBOL}{_SYMBOL_CAPITAL}\u2044\u207a\u207b\u208a\u208b]"),
-        _rule(f"{blank}+|(?i:&nbsp;)", rewrite=lambda _: ""),
+        _rule(f"{_APOSTROPHE}(?i:t)", "(?i:is)"),
     ]
 
 
-_RULES = _build_rules()
+def _simple_words() -> list[_Rule]:
+    """Words without apostrophe, also before a contraction ("dog|'s") or a negation ("is|n't")."""
+    return [
+        _rule(_WORD, _CONTRACTION, _soft_hyphens_removed),
+        _rule(_WORD, rewrite=_soft_hyphens_removed),
+        _rule(r"[A-Za-z\xad]*(?![Nn])[A-Za-z]\xad*", _NEGATION, _soft_hyphens_removed),
+    ]
+
+
+def _words_with_apostrophes() -> list[_Rule]:
+    family_name = rf"(?![IY])[A-Zn]{_APOSTROPHE_OR_BACKQUOTE}{_ANY_LETTER}{{2,}}"  # O'Brien
+    ends_in_vowel = rf"{_ANY_LETTER}{{2,}}(?<=[AEIOUYaeiouy])"
+    vowels_apart = rf"{ends_in_vowel}{_APOSTROPHE_OR_BACKQUOTE}(?=[A-Zaeiou]){_ANY_LETTER}+"  # Hawai'i
+    both_o = f"(?i:o){_APOSTROPHE_OR_BACKQUOTE}(?i:o)"
+    french_article = f"[DJLdjl]{_APOSTROPHE}"
+    decade = f"{_APOSTROPHE}[2-9]0(?i:s)"
+    listed = _words(_WITH_ANY_APOSTROPHE).replace("'", _APOSTROPHE)
+    listed_straight = _words(_WITH_A_STRAIGHT_APOSTROPHE)
+    return [
+        _rule("|".join([family_name, vowels_apart, both_o, listed, listed_straight, decade, french_article])),
+        _rule(f"(?i:y){_APOSTROPHE}", _ANY_LETTER),  # y'all
+    ]
+
+
+def _addresses() -> list[_Rule]:
+    """Of the web, of mail, of files, and the names and topics of social networks."""
+    outside = r" \t\n\f\r\"|<>()"  # never inside an address
+    sentence_end = r"(?<![.,!?{}-])"  # marks that an address may hold but not end in
+    path = f"(?:/[^{outside}]{{2,}}{sentence_end})"
+    url = f"(?i:https?://)[^{outside}{{}}]{{2,}}{sentence_end}"
+    www = rf"(?i:www\.)(?:[^{outside}{{}}.,!?]+\.)+[A-Za-z]{{2,4}}{path}?"
+    bare_label = f"[^{outside}{{}}!$'`,-_]+"  # not from comma to underscore: no digit, no capital
+    bare = rf"(?:{bare_label}\.)+{_words('com edu net org')}{path}?"
+    mailbox = rf"[A-Za-z0-9][^{outside}{{}}\xa0]*"
+    mail_label = rf"[^{outside}{{}}\xa0.]+"
+    mail = rf"(?:<|(?i:&lt;))?{mailbox}@{mail_label}(?:\.{mail_label})*(?:>|(?i:&gt;))?"
+    extension = _words(_ARCHIVES, _DOCUMENTS, _FILMS, _PICTURES, _PROGRAMS)
+    return [
+        _rule(url),
+        _rule(www),
+        _rule(bare),
+        _rule(mail),
+        _rule(rf"{_WORD_CHARACTER}+(?:\.{_WORD_CHARACTER}+)*\.{extension}", rf"{_BLANK_OR_NEWLINE}|[!?,.]"),
+        _rule("@[A-Za-z_][A-Za-z0-9_]*"),
+        _rule(rf"\#{_WORD_LETTER}+"),
+    ]
+
+
+def _numbers() -> list[_Rule]:
+    grouped = rf"[.,:\xad\u066b\u066c]{_ANY_DIGIT}+"
+    one_or_two, few = f"{_ANY_DIGIT}{{1,2}}", f"{_ANY_DIGIT}{{1,4}}"
+    whole_part, bar = rf"(?:{few}[- \xa0])?", r"(?:\u2044|\\?/)"
+    superscript, subscript = r"[\xb2\xb3\xb9\u2070\u2074-\u2079]+", r"[\u2080-\u2089]+"
+    return [
+        _rule(rf"[+-]?(?:{_ANY_DIGIT}+|{grouped})(?:{grouped})*", rewrite=_soft_hyphens_removed),
+        _rule(f"{whole_part}{few}{bar}{few}", rewrite=_blanks_kept_together),
+        _rule(r"[\xbc-\xbe\u2153-\u215e]", rewrite=_fraction_in_digits),
+        _rule(f"{one_or_two}[/-]{one_or_two}[/-]{_ANY_DIGIT}{{2,4}}"),  # a date
+        _rule(rf"[\u207a\u207b\u208a\u208b]?(?:{superscript}|{subscript})"),
+        _rule(f"{_APOSTROPHE}[0-9]{{2}}", _BLANK_OR_NEWLINE),  # a year
+    ]
+
+
+def _phone_numbers() -> list[_Rule]:
+    country, area, exchange, line = "[0-9]{2,4}", "[0-9]{2,4}", "[0-9]{3,4}", "[0-9]{3,5}"
+    plus, gap = r"\+{0,2}", r"[ \xa0-]"
+    bracketed_area = r"\([0-9]{2,3}\)[ \xa0]?"
+    plain_area = f"{plus}(?:{country}{gap})?{area}{gap}"
+    with_gaps = f"(?:{bracketed_area}|{plain_area}){exchange}{gap}?{line}"
+    with_stops = rf"(?:{plus}{country}\.)?{area}\.{exchange}\.{line}"
+    return [_rule(f"{with_gaps}|{with_stops}", rewrite=lambda token: _parentheses_named(_blanks_kept_together(token)))]
+
+
+def _abbreviations() -> list[_Rule]:
+    proprietary = f"(?![A-Za-z]*[EY]){_words(_PROPRIETARY)}"  # its vowel is a small letter
+    tables = _words(_DATES, _STATES, _COMPANIES, _LAST_WORDS)
+    abbreviation = rf"(?:{tables}|{_capitalised(_STATES_LIKE_WORDS)}|{proprietary})\."
+    title = _words(_RANKS, _TITLES, _FIRST_NAMES, _PLACES, _LINKS)
+    acronym = f"(?:{_ACRONYM_WITH_STOPS}|[A-Za-z])"
+    next_sentence = f"{_BLANK_OR_NEWLINE}+(?:{_capitalised(_SENTENCE_STARTERS)}|{_TAG}){_BLANK_OR_NEWLINE}"
+    return [
+        _rule(abbreviation, rf"{_BLANK_OR_NEWLINE}(?:{_BLANK_OR_NEWLINE}|{_ANY_CAPITAL}|{_TAG})"),
+        _rule(abbreviation, r"[\s\S]{2}"),
+        _rule(abbreviation),
+        _rule(rf"(?:{title}|{acronym})\."),
+        _rule(f"{title}|{acronym}", _BLANK),
+        _rule(acronym, _BLANK_OR_NEWLINE),
+        _rule("[A-Za-z]", rf"\.{next_sentence}"),
+        _rule(rf"{_ACRONYM_WITH_STOPS}\.", next_sentence),
+        _rule(rf"{_words(_BEFORE_NUMBERS)}\.", f"{_BLANK_OR_NEWLINE}?{_ANY_DIGIT}"),
+        _rule(rf"{_words('co pte pty')}\.", f"{_BLANK}{_words('lim ltd')}"),
+        _rule(rf"{_WORD}\.", _CLAUSE_MARK, _soft_hyphens_removed),
+    ]
+
+
+def _compounds() -> list[_Rule]:
+    """Words joined by hyphens, slashes and ampersands, and names with signs in them."""
+    hyphened = rf"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:{_ACRONYM_WITH_STOPS}\.|[A-Za-z0-9\xad]+))+"
+    part = f"(?:[DLOdlo]{_APOSTROPHE_OR_BACKQUOTE}{_ALPHANUMERIC})?{_ALPHANUMERIC}+"
+    any_hyphen = r"[-_\u058a\u2010\u2011]"
+    compound = f"{part}(?:{any_hyphen}{part})*"
+    initials = rf"[A-Z]+(?:(?:\+|{_AMPERSAND})[A-Z]+)+"
+    choice = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
+    return [
+        _rule(hyphened, rewrite=_soft_hyphens_removed),
+        _rule(rf"{hyphened}\.", _CLAUSE_MARK, _soft_hyphens_removed),
+        _rule(compound),
+        _rule(rf"{compound}\.", _CLAUSE_MARK),
+        _rule(initials, rewrite=_ampersands_plain),
+        _rule(rf"{initials}\.", _CLAUSE_MARK, _ampersands_plain),
+        _rule(rf"{choice}(?:\\?/{choice}){{1,2}}"),
+        _rule(rf"{_words('anti- c.d.s pro-')}|(?i:s){_AMPERSAND}(?i:ls|p-500)", rewrite=_ampersands_plain),
+        _rule(r"[Cc](?:\+\+|\#)|[Ff]\#"),
+    ]
+
+
+def _faces() -> list[_Rule]:
+    brow, eyes, nose = "[<>]", "[:;=]", "['*o-]"
+    mouth = r"(?:[()\[\]{]|[Dd]|[Pp]|[@O]|[|\\])"  # lips, a laugh, a tongue, a shout, a straight face
+    lying = f"{brow}?{eyes}{nose}?{mouth}"
+    eye, open_eye = "['<=>^x~-]", "['<=>^x~]"
+    upright = rf"{eye}_{eye}|\({eye}[._]?{eye}\)|\({open_eye}-(?:{open_eye}|`)\)"
+    endless = r"[<=>^x~]\.\[\^[Xx]=[^<]*<>\]"  # a slip of the tool: it runs on to the next "<>]"
+    return [
+        _rule(lying, "[^A-Za-z0-9]", _parentheses_named),
+        _rule(f"{upright}|{endless}", rewrite=_parentheses_named),
+    ]
+
+
+def _markup() -> list[_Rule]:
+    return [
+        _rule(_TAG, rewrite=_blanks_kept_together),
+        _rule("<|(?i:&lt;)", rewrite=lambda _: "<"),
+        _rule(">|(?i:&gt;)", rewrite=lambda _: ">"),
+        _rule("<<|>>"),
+        _rule("(?i:&amp;)", rewrite=_ampersands_plain),
+        _rule(f"&{_words('cdq ht lr odq qc ql qr tl ur')};|&#[0-9]+;"),
+        _rule(f"{_BLANK}+|(?i:&nbsp;)", rewrite=lambda _: ""),
+    ]
+
+
+def _marks() -> list[_Rule]:
+    currency = r"[\x80\xa2-\xa5\u060b\u0e3f\u20a0\u20a4\u20ac\uffe0\uffe1\uffe5\uffe6]"
+    return [
+        _rule(r"[()\[\]{}]", rewrite=_brackets_named),
+        _rule(f"-{_words('lcb lrb lsb rcb rrb rsb')}-"),
+        _rule("-+", rewrite=_dashes),
+        _rule(rf"[\x96\x97\u2013-\u2015]|&{_words('md mdash ndash')};", rewrite=lambda _: "--"),
+        _rule(r"[\x85\u2026]|\.{3,5}|(?:\.[ \xa0]){2,4}\.", rewrite=lambda _: "..."),
+        _rule(r"[.,:;\u3001/=]"),
+        _rule(r"[!?]+|@+|\#+|\*+|_+|(?:\\\*){1,3}"),
+        _rule(r"\#|[A-Z]*\$"),
+        _rule(currency, rewrite=_currency_of_the_treebank),
+        _rule(rf"[%&+\\^|~{_SYMBOL}{_SYMBOL_CAPITAL}\u2044\u207a\u207b\u208a\u208b]"),
+    ]
+
+
+def _quotes() -> list[_Rule]:
+    """Quotation marks, and the contractions that look like one: "'s" behind a word, "'s" opening a quotation."""
+    double_quote = r"(?:\"|(?i:&quot;))"
+    return [
+        _rule(double_quote, "[A-Za-z0-9$]", _opening_quote),
+        _rule(double_quote, rewrite=_quotes_plain),
+        _rule(f"{_CONTRACTION}|{_NEGATION}", "[^A-Za-z]", _quotes_plain),
+        _rule("'", r"[A-Za-z][^ \t\n\r\xa0]", _opening_quote),
+        _rule(f"{_CONTRACTION}|{_NEGATION}", rewrite=_quotes_plain),
+        _rule(rf"''|[`\x91-\x94\u2018-\u201f\u2039\u203a\xab\xbb]{{1,2}}|{_APOSTROPHE}", rewrite=_quotes_plain),
+    ]
+
+
+_RULES = [
+    *_split_words(),
+    *_simple_words(),
+    *_words_with_apostrophes(),
+    *_abbreviations(),
+    *_compounds(),
+    *_numbers(),
+    *_phone_numbers(),
+    *_addresses(),
+    *_faces(),
+    *_markup(),
+    *_marks(),
+    *_quotes(),
+]
