@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from captioner.errors import CaptionerError
 
 PARTS = ("trunk", "bridge", "decoder")
+Objective = Literal["captioning", "reward"]
 
 
 class Section(BaseModel):
@@ -107,6 +108,13 @@ class AugmentationConfig(Section):
         return self.crop_scale != (1.0, 1.0) or self.horizontal_flip > 0 or self.color_jitter > 0
 
 
+class RewardConfig(Section):
+    """How captions are drawn and judged where a phase trains on rewards (see `captioner.train.rewards`)."""
+
+    num_samples: int = Field(5, ge=2, description="Captions drawn for an image.")
+    baseline: Literal["leave_one_out", "greedy"] = "leave_one_out"
+
+
 class PhaseConfig(Section):
     """Who learns what, for how long. A part that `learning_rates` does not name rests."""
 
@@ -117,11 +125,22 @@ class PhaseConfig(Section):
     )
     trunk_blocks: int | None = Field(None, ge=1, description="Only the last k trunk blocks learn; default: all.")
     layer_decay: float = Field(1.0, gt=0, le=1, description="Rate of a trunk block relative to the one above it.")
-    objectives: dict[Literal["captioning"], float] = {"captioning": 1.0}
+    objectives: dict[Objective, float] = Field(
+        {"captioning": 1.0}, description="Weights: captioning (cross-entropy), reward (CIDEr-D of drawn captions)."
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=1)
+    word_dropout: float = Field(0.0, ge=0, lt=1, description="Share of the words so far hidden from the decoder.")
     warmup_fraction: float = Field(0.05, ge=0, le=1)
     final_rate_fraction: float = Field(0.0, ge=0, le=1, description="Where the cosine ends, relative to the peak.")
+    reward: RewardConfig = Field(default_factory=RewardConfig)
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
+
+    @field_validator("objectives")
+    @classmethod
+    def _something_is_learnt(cls, value: dict[str, float]) -> dict[str, float]:
+        if not value or any(weight <= 0 for weight in value.values()):
+            raise ValueError("needs at least one objective, each with a weight above 0; leave out the others")
+        return value
 
     @field_validator("learning_rates")
     @classmethod
@@ -134,6 +153,12 @@ class PhaseConfig(Section):
     def _trunk_options_need_the_trunk(self) -> "PhaseConfig":
         if "trunk" not in self.learning_rates and (self.trunk_blocks is not None or self.layer_decay != 1.0):
             raise ValueError("trunk_blocks and layer_decay need a learning rate for trunk")
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_go_without_noise(self) -> "PhaseConfig":
+        if "reward" in self.objectives and self.word_dropout > 0:
+            raise ValueError("word_dropout does not go with the objective reward, which sees captions as it drew them")
         return self
 
 
@@ -159,6 +184,9 @@ class RunConfig(Section):
     output_dir: str
     seed: int = 0
     data: DataConfig
+    pretrained: str | None = Field(
+        None, description="A captioner to start from: bundled, a folder, a training's folder or a Hub id."
+    )
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     phases: list[PhaseConfig] = Field(min_length=1)
@@ -176,9 +204,19 @@ class RunConfig(Section):
         return value
 
     @model_validator(mode="after")
+    def _a_pretrained_captioner_brings_its_own_shape(self) -> "RunConfig":
+        given = [
+            f"model.{name}" for name in sorted(self.model.model_fields_set - {"dropout", "gradient_checkpointing"})
+        ]
+        given += [f"tokenizer.{name}" for name in sorted(self.tokenizer.model_fields_set)]
+        if self.pretrained and given:
+            raise ValueError(f"a pretrained captioner brings its own {', '.join(given)}: leave out one or the other")
+        return self
+
+    @model_validator(mode="after")
     def _captions_fit_the_decoder(self) -> "RunConfig":
         longest, positions = self.data.max_caption_tokens, self.model.max_position_embeddings
-        if longest > positions:
+        if longest > positions and not self.pretrained:
             raise ValueError(f"data.max_caption_tokens {longest} is above model.max_position_embeddings {positions}")
         return self
 

@@ -13,15 +13,16 @@ PACKAGE = "captioner"
 ROOT = Path(__file__).parents[1]
 
 # What a room (a folder or module directly under captioner/) may import of ours, besides itself.
-INFER_AND_BELOW = {"infer", "data", "model", "metrics", "config", "errors"}
+INFER_AND_BELOW = {"infer", "hub", "data", "model", "metrics", "config", "errors"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "model": set(),  # save_pretrained copies these files beside a checkpoint: they stand alone
     "metrics": {"errors"},
     "data": {"config", "errors"},
-    "infer": {"data", "model", "errors"},
-    "train": {"data", "model", "metrics", "infer.generation", "config", "errors"},
+    "hub": {"model", "errors"},
+    "infer": {"hub", "data", "model", "errors"},
+    "train": {"hub", "data", "model", "metrics", "infer.generation", "config", "errors"},
     "annotate": INFER_AND_BELOW,
     "export": INFER_AND_BELOW,
     "serve": INFER_AND_BELOW,

@@ -6,21 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, overload
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
+from captioner.hub import find_model, load_model
 from captioner.infer.generation import GenerationOptions, Hypothesis, generate
-from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 
-BUNDLED = Path(__file__).parent.parent / "assets" / "default"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 ImageInput: TypeAlias = str | Path | bytes | Image.Image
@@ -106,13 +102,8 @@ class Captioner:
         """
         device = _device(device)
         _dtype(precision, device)  # a wrong name should not cost a download
-        if model is None:
-            folder, name = BUNDLED, "default"
-            if not (BUNDLED / "config.json").is_file():
-                raise CaptionerError("this installation has no bundled model; name one (--model, or from_pretrained)")
-        else:
-            folder, name = _find(model), str(model)
-        network, processor = _load(folder, name)
+        folder, name = find_model(model)
+        network, processor = load_model(folder, name)
         return cls(network, processor, name, device, precision)
 
     @overload
@@ -193,53 +184,3 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision not in DTYPES:
         raise CaptionerError(f"precision {precision!r}: choose auto, {', '.join(DTYPES)}")
     return DTYPES[precision]
-
-
-def _find(model: str | Path) -> Path:
-    """The folder of a model: the given one, the best of a training's folder, or the Hub's copy in the cache."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        trained = folder / "best"
-        return trained if trained.is_dir() and not (folder / "config.json").exists() else folder
-    if folder.exists():
-        raise CaptionerError(f"{model}: a file; a model is a folder with config.json, weights and tokenizer")
-    repository = str(model)
-    missing = f"{model}: no such folder"
-    if isinstance(model, Path) or repository.count("/") != 1:
-        raise CaptionerError(missing)
-    try:
-        # json, safetensors and the SentencePiece model: nothing that would have to be unpickled or executed
-        wanted = ["*.json", "*.safetensors", "*.model"]
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
-    except HFValidationError as error:
-        raise CaptionerError(missing) from error
-    except LocalEntryNotFoundError as error:
-        raise CaptionerError(f"{missing}, not in the Hub's cache, and the Hub is offline or out of reach") from error
-    except RepositoryNotFoundError as error:
-        raise CaptionerError(f"{missing}, and no such public model on the Hugging Face Hub") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise CaptionerError(f"{missing}, and the Hub answered: {str(error).splitlines()[0]}") from error
-
-
-def _load(folder: Path, name: str) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
-    if not (folder / "config.json").is_file():
-        raise CaptionerError(f"{name}: no config.json in this folder, so it is no model")
-    try:
-        config, _ = CaptionerConfig.get_config_dict(folder, local_files_only=True)
-        if config.get("model_type") != CaptionerConfig.model_type:
-            raise CaptionerError(f"{name}: a {config.get('model_type')!r} model, not a {CaptionerConfig.model_type!r}")
-        model, report = CaptionerForConditionalGeneration.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-        processor = CaptionerProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: timm, torch, sentencepiece
-        raise CaptionerError(f"{name}: cannot be read as a model: {str(error).splitlines()[0]}") from error
-    absent = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
-    if absent:  # transformers leaves these weights random
-        raise CaptionerError(f"{name}: weights missing or of another shape: {', '.join(absent[:5])}")
-    return model, processor

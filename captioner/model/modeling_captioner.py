@@ -29,13 +29,13 @@ def shift_tokens_right(labels: Tensor, decoder_start_token_id: int, pad_token_id
 
 
 def caption_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of logits [N, T, V] against labels [N, T], and the number of valid tokens.
+    """Summed cross-entropy of logits [..., T, V] against labels [..., T], and the number of valid tokens.
 
     Sum and count stay apart so that a mean over processes and accumulation steps is one true mean. Smoothing
     spreads its mass evenly over the vocabulary (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7).
     """
     total = F.cross_entropy(
-        logits.flatten(0, 1).float(),
+        logits.flatten(0, -2).float(),
         labels.flatten(),
         ignore_index=IGNORE_INDEX,
         reduction="sum",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers import DropPath
 from timm.models import group_parameters
 from torch import nn
 
@@ -52,10 +53,17 @@ def apply_phase(model: CaptionerForConditionalGeneration, phase: PhaseConfig) ->
 
 
 def set_modes(model: CaptionerForConditionalGeneration, phase: PhaseConfig) -> None:
-    """Training mode for the parts that learn; a trunk at rest has no dropout or stochastic depth."""
+    """Training mode for the parts that learn; a trunk at rest has no dropout or stochastic depth.
+
+    Nor has anything in a phase with rewards: captions are drawn from the very distribution that learns from them.
+    """
     model.train()
     if "trunk" not in phase.learning_rates:
         model.encoder.trunk.eval()
+    if "reward" in phase.objectives:
+        for module in model.modules():
+            if isinstance(module, (nn.Dropout, DropPath)):
+                module.eval()
 
 
 def learns(place: ParameterPlace, phase: PhaseConfig) -> bool:

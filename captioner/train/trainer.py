@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -23,6 +24,7 @@ from captioner.data.dataset import Batch, CaptionDataset, bucketed_batches, load
 from captioner.data.sources import Sample, load_samples
 from captioner.data.tokenizer import train_tokenizer
 from captioner.errors import CaptionerError
+from captioner.hub import find_model, load_model
 from captioner.infer.generation import GenerationOptions, generate
 from captioner.metrics.score import score_captions
 from captioner.model.build import build_image_processor, build_model
@@ -34,6 +36,7 @@ from captioner.train import checkpoint
 from captioner.train.features import cache_features
 from captioner.train.objectives import item_counts, summed_losses
 from captioner.train.phases import apply_phase, build_optimizer, set_modes, set_rates
+from captioner.train.rewards import SelfCritic
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,7 @@ class Trainer:
         self.train_samples = self._load_source(config.data.train)
         self.validation_samples = self._load_source(config.data.validation)[: config.validation.max_images]
         self.processor, self.model = self._build()
+        self.critic = self._build_critic()
         self.model.to(self.accelerator.device)
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, config.optimization))
         decay = config.optimization.ema_decay
@@ -80,7 +84,7 @@ class Trainer:
         if found:
             self._load(self.last)
         self._truncate_log()
-        recipe = config.model_dump(mode="json")
+        recipe = config.model_dump(mode="json", exclude_unset=True)
         if self.accelerator.is_main_process:
             (self.output_dir / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
         self.accelerator.init_trackers("captioner")
@@ -139,29 +143,32 @@ class Trainer:
     def _step(self, model: nn.Module, batches: Sequence[Batch], phase: PhaseConfig) -> dict[str, float]:
         """One optimizer step over this process's micro-batches; gives the losses, each a mean over all processes."""
         names = list(phase.objectives)
-        counts = self._sum_over_processes([sum(item_counts(batch)[name] for batch in batches) for name in names])
-        weights = {name: phase.objectives[name] / max(count, 1) for name, count in zip(names, counts, strict=True)}
-        sums = dict.fromkeys(names, 0.0)
+        items = self._sum_over_processes([sum(item_counts(batch, phase)[name] for batch in batches) for name in names])
+        counts: dict[str, float] = {name: max(count, 1) for name, count in zip(names, items, strict=True)}
+        sums: defaultdict[str, float] = defaultdict(float)
+        step = self.progress.global_step
         for number, batch in enumerate(batches):
             self._check_errors(self.config.data.train, batch)
             with self._gradients_synchronised(model, number == len(batches) - 1):
                 with self.accelerator.autocast():
-                    losses = summed_losses(self.model, model, batch, phase)
-                loss = sum(weights[name] * losses[name] for name in names)
+                    losses, logged = summed_losses(self.model, model, batch, phase, self.critic, step)
+                loss = sum(phase.objectives[name] / counts[name] * losses[name] for name in names)
                 # Gradients are averaged over processes; times their number that is the mean over all items.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
-            sums = {name: sums[name] + float(losses[name].detach()) for name in names}
-        totals = dict(zip(names, self._sum_over_processes(list(sums.values())), strict=True))
-        loss_value = sum(weights[name] * totals[name] for name in names)
+            for name in names:
+                sums[f"loss/{name}"] += losses[name].item() / counts[name]
+            for name, total in logged.items():
+                sums[name] += total.item() / counts[name]
+        means = dict(zip(sums, self._sum_over_processes(list(sums.values())), strict=True))
+        loss_value = sum(weight * means[f"loss/{name}"] for name, weight in phase.objectives.items())
         if not math.isfinite(loss_value):
             ids = ", ".join(str(identifier) for batch in batches for identifier in batch.ids)
-            raise CaptionerError(f"step {self.progress.global_step + 1}: the loss is {loss_value}; images: {ids}")
+            raise CaptionerError(f"step {step + 1}: the loss is {loss_value}; images: {ids}")
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimization.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
-        means = {f"loss/{name}": weights[name] * totals[name] / phase.objectives[name] for name in names}
         return {"loss": loss_value, **means, "grad_norm": float(norm)}
 
     def _finish_epoch(self, phase: PhaseConfig, epoch: int, validation_set: CaptionDataset) -> None:
@@ -258,6 +265,23 @@ class Trainer:
         return samples
 
     def _build(self) -> tuple[CaptionerProcessor, CaptionerForConditionalGeneration]:
+        processor, model = (
+            self._load_pretrained(self.config.pretrained) if self.config.pretrained else self._build_new()
+        )
+        if self.config.model.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        return processor, model
+
+    def _load_pretrained(self, name: str) -> tuple[CaptionerProcessor, CaptionerForConditionalGeneration]:
+        changes = self.config.model.model_dump(include=self.config.model.model_fields_set & {"dropout"})
+        with self.accelerator.main_process_first():  # the others find what it downloaded
+            model, processor = load_model(*find_model(None if name == "bundled" else name), **changes)
+        longest, positions = self.config.data.max_caption_tokens, model.config.max_position_embeddings
+        if longest > positions:
+            raise CaptionerError(f"data.max_caption_tokens {longest} is above the {positions} positions of {name}")
+        return processor, model
+
+    def _build_new(self) -> tuple[CaptionerProcessor, CaptionerForConditionalGeneration]:
         settings = self.config.model
         tokenizer = self._tokenizer()
         fields = settings.model_dump(exclude={"encoder_weights", "gradient_checkpointing", "resize_mode", "crop_pct"})
@@ -265,10 +289,14 @@ class Trainer:
             model = build_model(CaptionerConfig(**fields, vocab_size=len(tokenizer)), settings.encoder_weights)
         except (ValueError, RuntimeError) as error:
             raise CaptionerError(f"model: {error}") from error
-        if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
         image_processor = build_image_processor(model, settings.resize_mode, settings.crop_pct)
         return CaptionerProcessor(image_processor, tokenizer), model
+
+    def _build_critic(self) -> SelfCritic | None:
+        if not any("reward" in phase.objectives for phase in self.config.phases):
+            return None
+        captions = {sample.id: sample.captions for sample in self.train_samples}
+        return SelfCritic(captions, self.processor.tokenizer, self.config.data.max_caption_tokens, self.config.seed)
 
     def _tokenizer(self) -> CaptionerTokenizer:
         """The recipe's tokenizer, or one trained on the training captions and kept in the output folder."""

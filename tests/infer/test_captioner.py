@@ -146,7 +146,7 @@ def test_missing_models_are_explained(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(CaptionerError, match="a file; a model is a folder"):
         Captioner.from_pretrained(tmp_path / "file")
-    monkeypatch.setattr(module, "BUNDLED", tmp_path)
+    monkeypatch.setattr("captioner.hub.BUNDLED", tmp_path)
     with pytest.raises(CaptionerError, match="no bundled model; name one"):
         Captioner.from_pretrained()
 

@@ -82,10 +82,10 @@ def test_a_killed_training_resumes_to_the_same_bits(shapes: Path, tmp_path: Path
 
 
 def test_two_processes_learn_as_one_with_the_doubled_batch(shapes: Path, tmp_path: Path) -> None:
-    accumulated = "optimization.gradient_accumulation_steps=2"
+    more = ["optimization.gradient_accumulation_steps=2", "phases.0.objectives={captioning: 1.0, reward: 0.5}"]
     one, two = tmp_path / "one", tmp_path / "two"
-    single = launch(overrides(shapes, one, accumulated, "optimization.batch_size=16"))
-    pair = launch(overrides(shapes, two, accumulated, "optimization.batch_size=8"), processes=2)
+    single = launch(overrides(shapes, one, *more, "optimization.batch_size=16"))
+    pair = launch(overrides(shapes, two, *more, "optimization.batch_size=8"), processes=2)
     finish(single)
     finish(pair)
     assert len(losses(one)) == 10
@@ -170,3 +170,24 @@ def test_a_broken_photo_stops_or_is_left_out_as_the_recipe_says(
         skip = ["data.train.on_error=skip", f"phases.0.learning_rates={rates}", f"output_dir={tmp_path / rates[1:6]}"]
         train(recipe(*skip, data=data))
         assert all(loss > 0 for loss in losses(tmp_path / rates[1:6]))
+
+
+def test_a_training_starts_from_a_trained_captioner_its_words_and_its_preprocessing(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    first = recipe()
+    best = Captioner.from_pretrained(train(first))
+    values = first.model_dump(exclude_unset=True) | {"pretrained": str(tmp_path / "run"), "output_dir": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"a pretrained captioner brings its own model\.encoder_kwargs"):
+        RunConfig.model_validate(values)
+    config = RunConfig.model_validate({name: values[name] for name in values.keys() - {"model", "tokenizer"}})
+    trainer = Trainer(config, resume=False)
+    for name, tensor in best.model.state_dict().items():
+        assert torch.equal(tensor, trainer.model.state_dict()[name]), name
+    assert trainer.processor.tokenizer.get_vocab() == best.processor.tokenizer.get_vocab()
+    assert trainer.processor.image_processor.to_dict() == best.processor.image_processor.to_dict()
+    trainer.run()
+    assert losses(tmp_path)[0] < losses(tmp_path / "run")[0] - 0.5
+    with pytest.raises(CaptionerError, match=r"max_caption_tokens 17 is above the 16 positions of"):
+        more = config.data.model_copy(update={"max_caption_tokens": 17})
+        Trainer(config.model_copy(update={"data": more, "output_dir": str(tmp_path / "more")}), resume=False)

@@ -1,0 +1,89 @@
+"""Finds a captioner and reads it: the bundled one, a folder, a training's folder, or one of the Hugging Face Hub."""
+
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
+
+from captioner.errors import CaptionerError
+from captioner.model.configuration_captioner import CaptionerConfig
+from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+from captioner.model.processing_captioner import CaptionerProcessor
+
+BUNDLED = Path(__file__).parent / "assets" / "default"
+
+
+def find_model(model: str | Path | None) -> tuple[Path, str]:
+    """The folder of a model, and the name it goes by in outputs.
+
+    Args:
+        model: None for the bundled one; an existing folder is read as such, and a training's folder as its best
+            checkpoint; any other `owner/name` is asked of the Hub, through its cache.
+
+    Raises:
+        CaptionerError: there is no such model; the message says where it was looked for.
+    """
+    if model is None:
+        if not (BUNDLED / "config.json").is_file():
+            raise CaptionerError("this installation has no bundled model; name one (--model, or from_pretrained)")
+        return BUNDLED, "default"
+    return _find(model), str(model)
+
+
+def _find(model: str | Path) -> Path:
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        trained = folder / "best"
+        return trained if trained.is_dir() and not (folder / "config.json").exists() else folder
+    if folder.exists():
+        raise CaptionerError(f"{model}: a file; a model is a folder with config.json, weights and tokenizer")
+    repository = str(model)
+    missing = f"{model}: no such folder"
+    if isinstance(model, Path) or repository.count("/") != 1:
+        raise CaptionerError(missing)
+    try:
+        # json, safetensors and the SentencePiece model: nothing that would have to be unpickled or executed
+        wanted = ["*.json", "*.safetensors", "*.model"]
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
+    except HFValidationError as error:
+        raise CaptionerError(missing) from error
+    except LocalEntryNotFoundError as error:
+        raise CaptionerError(f"{missing}, not in the Hub's cache, and the Hub is offline or out of reach") from error
+    except RepositoryNotFoundError as error:
+        raise CaptionerError(f"{missing}, and no such public model on the Hugging Face Hub") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise CaptionerError(f"{missing}, and the Hub answered: {str(error).splitlines()[0]}") from error
+
+
+def load_model(
+    folder: Path, name: str, **config_changes: float
+) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
+    """Read a model's folder, in float32, with these fields of its configuration (`dropout`, say) changed.
+
+    Raises:
+        CaptionerError: no captioner, files that cannot be read, or weights that are missing or of another shape.
+    """
+    if not (folder / "config.json").is_file():
+        raise CaptionerError(f"{name}: no config.json in this folder, so it is no model")
+    try:
+        config, _ = CaptionerConfig.get_config_dict(folder, local_files_only=True)
+        if config.get("model_type") != CaptionerConfig.model_type:
+            raise CaptionerError(f"{name}: a {config.get('model_type')!r} model, not a {CaptionerConfig.model_type!r}")
+        model, report = CaptionerForConditionalGeneration.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **config_changes,
+        )
+        processor = CaptionerProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: timm, torch, sentencepiece
+        raise CaptionerError(f"{name}: cannot be read as a model: {str(error).splitlines()[0]}") from error
+    absent = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
+    if absent:  # transformers leaves these weights random
+        raise CaptionerError(f"{name}: weights missing or of another shape: {', '.join(absent[:5])}")
+    return model, processor

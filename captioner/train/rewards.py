@@ -1,0 +1,152 @@
+"""Self-critical sequence training: captions drawn from the model, rewarded with CIDEr-D against the references.
+
+Source: S. Rennie et al., "Self-critical Sequence Training for Image Captioning", CVPR 2017, with the baseline of
+R. Luo, "A Better Variant of Self-Critical Sequence Training", https://arxiv.org/abs/2003.09971.
+
+Shapes: B images, K captions drawn for an image, T tokens, V vocabulary.
+"""
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from captioner.config import RewardConfig
+from captioner.data.dataset import Batch
+from captioner.metrics.cider import CiderDReward
+from captioner.metrics.ptb import tokenize
+from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
+from captioner.model.tokenization_captioner import CaptionerTokenizer
+
+END = "</s>"
+"""The last word of every finished caption. Were it not rewarded, captions would learn to break off: n-grams such as
+"in a" score in most references, and the words that have to follow them cost."""
+
+
+@dataclass(frozen=True)
+class DrawnCaptions:
+    """Captions of the model's own making: labels [B, K, T], their rewards and advantages [B, K]."""
+
+    labels: Tensor
+    rewards: Tensor
+    advantages: Tensor
+
+
+class SelfCritic:
+    """Draws captions and rewards them: CIDEr-D against the images' captions, the end of sequence counted as a word."""
+
+    def __init__(
+        self, captions: Mapping[str | int, Sequence[str]], tokenizer: CaptionerTokenizer, max_tokens: int, seed: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.seed = seed
+        self.cider = CiderDReward({image: _words(texts, [True] * len(texts)) for image, texts in captions.items()})
+
+    def draw(
+        self, model: CaptionerForConditionalGeneration, batch: Batch, config: RewardConfig, step: int
+    ) -> DrawnCaptions:
+        """Draw captions for a batch at this step of the training; the advantage is the reward above the baseline.
+
+        The baseline is the mean reward of the image's other captions (Luo 2020, eq. 5), or that of its greedy caption.
+        """
+        with torch.no_grad():
+            encoder_hidden_states = model.encoder(**batch.encoder_inputs).last_hidden_state
+            uniforms = uniform_numbers(batch.ids, config.num_samples, self.max_tokens, (self.seed, step))
+            labels = draw_captions(model, encoder_hidden_states, uniforms.to(encoder_hidden_states.device))
+            rewards = self.reward(batch.ids, labels)
+            if config.baseline == "greedy":
+                baseline = self.reward(batch.ids, most_probable_captions(model, encoder_hidden_states, self.max_tokens))
+            else:
+                baseline = (rewards.sum(1, keepdim=True) - rewards) / (config.num_samples - 1)
+        captioned = (batch.labels != IGNORE_INDEX).view(len(batch.ids), -1).any(1, keepdim=True)
+        return DrawnCaptions(labels, rewards * captioned, (rewards - baseline) * captioned)
+
+    def reward(self, images: Sequence[str | int], labels: Tensor) -> Tensor:
+        """[B, K] of captions [B, K, T] for these images."""
+        rows = [[token for token in row if token != IGNORE_INDEX] for row in labels.flatten(0, 1).tolist()]
+        finished = [self.tokenizer.eos_token_id in row for row in rows]
+        words = _words(self.tokenizer.batch_decode(rows, skip_special_tokens=True), finished)
+        rewards = self.cider([image for image in images for _ in range(labels.shape[1])], words)
+        return torch.from_numpy(rewards).to(labels.device, torch.float32).view(labels.shape[:2])
+
+
+def _words(texts: Iterable[str], finished: Sequence[bool]) -> list[list[str]]:
+    return [[*words, END] if ended else words for words, ended in zip(tokenize(texts), finished, strict=True)]
+
+
+def policy_gradient_loss(logits: Tensor, labels: Tensor, advantages: Tensor) -> Tensor:
+    """Sum over captions of -advantage * log p(caption), the end of sequence included (Rennie et al. 2017, eq. 7).
+
+    `logits` [B, K, T, V] are scored against `labels` [B, K, T] as they stand; `advantages` are [B, K].
+    """
+    negative_log_likelihood = F.cross_entropy(
+        logits.flatten(0, 2).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    return (advantages * negative_log_likelihood.view(labels.shape).sum(2)).sum()
+
+
+def draw_captions(model: CaptionerForConditionalGeneration, encoder_hidden_states: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw K captions for each image from the model's own distribution.
+
+    Args:
+        encoder_hidden_states: [B, P, D].
+        uniforms: [B, K, T] numbers in [0, 1); the token at a step is the one at which the cumulated probabilities pass
+            the step's number, so that the captions depend on these numbers and the model alone.
+
+    Returns:
+        Labels [B, K, T']: tokens, end of sequence included, then `IGNORE_INDEX`.
+    """
+    numbers = uniforms.flatten(0, 1)
+
+    def draw(logits: Tensor, step: int) -> Tensor:
+        cumulated = logits.float().softmax(-1).cumsum(-1)
+        # The last sum can fall short of 1 by rounding: measured against it, a token of no probability is never drawn.
+        threshold = numbers[:, step, None] * cumulated[:, -1:]
+        return torch.searchsorted(cumulated, threshold, right=True).clamp(max=cumulated.shape[-1] - 1)
+
+    return _write(model, encoder_hidden_states, uniforms.shape[1], uniforms.shape[2], draw)
+
+
+def most_probable_captions(
+    model: CaptionerForConditionalGeneration, encoder_hidden_states: Tensor, max_tokens: int
+) -> Tensor:
+    """Greedy captions as labels [B, 1, T]."""
+    return _write(model, encoder_hidden_states, 1, max_tokens, lambda logits, step: logits.argmax(-1, keepdim=True))
+
+
+def _write(
+    model: CaptionerForConditionalGeneration,
+    encoder_hidden_states: Tensor,
+    captions: int,
+    max_tokens: int,
+    choose: Callable[[Tensor, int], Tensor],
+) -> Tensor:
+    """K captions of every image, token by token: `choose` maps logits [B * K, V] and the step to ids [B * K, 1]."""
+    rows, device = len(encoder_hidden_states) * captions, encoder_hidden_states.device
+    tokens = torch.full((rows, 1), model.config.decoder_start_token_id, device=device)
+    labels = torch.full((rows, max_tokens), IGNORE_INDEX, device=device)
+    running = torch.ones(rows, dtype=torch.bool, device=device)
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    for step in range(max_tokens):
+        hidden_states = model.decoder(tokens, encoder_hidden_states, past_key_values=cache)
+        tokens = choose(model.lm_head(hidden_states)[:, -1], step)
+        labels[running, step] = tokens[running, 0]
+        running &= tokens[:, 0] != model.config.eos_token_id
+        if not running.any():
+            break
+    return labels[:, : step + 1].view(-1, captions, step + 1)
+
+
+def uniform_numbers(images: Sequence[str | int], draws: int, length: int, seed: Sequence[int]) -> Tensor:
+    """[B, K, T] in [0, 1), a function of `seed` and each image's id: the same in whatever batch or process it falls."""
+    rows = [
+        np.random.default_rng((*seed, zlib.crc32(str(image).encode()))).random((draws, length), np.float32)
+        for image in images
+    ]
+    return torch.from_numpy(np.stack(rows))

@@ -1,0 +1,111 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+
+from captioner.config import RewardConfig, RunConfig
+from captioner.data.dataset import collate
+from captioner.infer.captioner import Captioner
+from captioner.infer.generation import GenerationOptions, generate
+from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
+from captioner.train.rewards import draw_captions, most_probable_captions, policy_gradient_loss, uniform_numbers
+from captioner.train.trainer import Trainer
+
+Recipe = Callable[..., RunConfig]
+PHASES = """phases=[
+    {name: words, epochs: 6, learning_rates: {trunk: 0.002, bridge: 0.002, decoder: 0.002}, label_smoothing: 0.0},
+    {name: reward, epochs: 6, learning_rates: {trunk: 0.001, bridge: 0.001, decoder: 0.001}, warmup_fraction: 0.3,
+     objectives: {reward: 1.0}, reward: {num_samples: 10}},
+]"""
+
+
+@pytest.fixture
+def model(recipe: Recipe) -> CaptionerForConditionalGeneration:
+    """The tiny model with logits far enough apart that distributions are not flat."""
+    model = Trainer(recipe(), resume=False).model.eval()
+    with torch.no_grad():
+        model.decoder.embed_tokens.weight.mul_(5)
+    return model
+
+
+def test_captions_are_drawn_as_often_as_the_model_says(model: CaptionerForConditionalGeneration) -> None:
+    encoded = model.encoder(torch.zeros(1, 3, 32, 32)).last_hidden_state
+    drawn = draw_captions(model, encoded, uniform_numbers(["a photo"], 20_000, 1, (0,)))
+    found = drawn.flatten().bincount(minlength=model.config.vocab_size) / 20_000
+    start = torch.tensor([[model.config.decoder_start_token_id]])
+    expected = model(decoder_input_ids=start, encoder_outputs=BaseModelOutput(encoded)).logits[0, 0].softmax(-1)
+    torch.testing.assert_close(found, expected, atol=0.015, rtol=0)
+
+
+def test_what_is_drawn_for_an_image_does_not_depend_on_its_batch(model: CaptionerForConditionalGeneration) -> None:
+    images, names = torch.rand(5, 3, 32, 32), ["a", "b", "c", "d", "e"]
+    encoded = model.encoder(images).last_hidden_state
+    together = draw_captions(model, encoded, uniform_numbers(names, 3, 12, (0, 7)))
+    for row, name in enumerate(names):
+        alone = draw_captions(model, encoded[row : row + 1], uniform_numbers([name], 3, 12, (0, 7)))
+        assert torch.equal(alone[0], together[row][:, : alone.shape[2]])
+        assert (together[row][:, alone.shape[2] :] == IGNORE_INDEX).all()
+    assert not torch.equal(together[0], together[1])
+
+
+def test_the_greedy_baseline_is_what_generate_writes(model: CaptionerForConditionalGeneration) -> None:
+    encoded = model.encoder(torch.rand(6, 3, 32, 32)).last_hidden_state
+    labels = most_probable_captions(model, encoded, 12)
+    outputs = {"encoder_outputs": BaseModelOutput(encoded)}
+    for row, (best, *_) in zip(labels[:, 0].tolist(), generate(model, outputs, GenerationOptions(1, 12)), strict=True):
+        end = [] if best.end_log_prob is None else [model.config.eos_token_id]
+        assert [token for token in row if token != IGNORE_INDEX] == [*best.token_ids, *end]
+
+
+def test_the_gradient_raises_what_did_better_than_the_others_to_the_end() -> None:
+    """The end of sequence learns too, and padding does not."""
+    logits = torch.zeros(1, 2, 3, 5, requires_grad=True)
+    labels = torch.tensor([[[3, 2, IGNORE_INDEX], [4, 3, 2]]])
+    policy_gradient_loss(logits, labels, torch.tensor([[1.0, -1.0]])).backward()
+    assert logits.grad is not None
+    chosen = logits.grad.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    assert (chosen[0, 0, :2] < 0).all() and (chosen[0, 1] > 0).all()
+    assert (logits.grad[0, 0, 2] == 0).all()
+
+
+def test_a_caption_that_breaks_off_earns_less_than_one_that_ends(recipe: Recipe) -> None:
+    trainer = Trainer(recipe("phases.0.objectives={reward: 1.0}"), resume=False)
+    assert trainer.critic is not None
+    sample, tokenizer = trainer.train_samples[0], trainer.processor.tokenizer
+    whole = tokenizer(sample.captions[0]).input_ids
+    labels = torch.tensor([[whole, [*whole[:-1], IGNORE_INDEX], [*whole[:-2], whole[-1], IGNORE_INDEX]]])
+    ended, cut, shorter = trainer.critic.reward([sample.id], labels)[0].tolist()
+    assert ended == pytest.approx(10, abs=1e-4)
+    assert ended > cut and ended > shorter
+
+
+def test_the_advantage_is_the_reward_above_the_other_captions_or_the_greedy_one(recipe: Recipe) -> None:
+    trainer = Trainer(recipe("phases.0.objectives={reward: 1.0}"), resume=False)
+    train_set, _ = trainer._datasets(trainer.config.phases[0])
+    batch, critic = collate([train_set[index] for index in range(3)], 1), trainer.critic
+    batch.labels[1] = IGNORE_INDEX  # an image without captions has nothing to be judged by
+    assert critic is not None
+    model = trainer.model.eval()
+    others = critic.draw(model, batch, RewardConfig(num_samples=3), step=0)
+    first = others.rewards[0, 0] - others.rewards[0, 1:].mean()
+    torch.testing.assert_close(others.advantages[0, 0], first)
+    greedy = critic.draw(model, batch, RewardConfig(num_samples=3, baseline="greedy"), step=0)
+    encoded = model.encoder(**batch.encoder_inputs).last_hidden_state
+    baseline = critic.reward(batch.ids, most_probable_captions(model, encoded, critic.max_tokens))
+    torch.testing.assert_close(greedy.advantages[[0, 2]], (greedy.rewards - baseline)[[0, 2]])
+    assert not greedy.advantages[1].any() and not others.advantages[1].any()
+
+
+def test_rewards_rise_and_captions_still_end(recipe: Recipe, draw_shapes: Callable[..., None], tmp_path: Path) -> None:
+    draw_shapes(tmp_path / "shapes", images=1000)
+    trainer = Trainer(recipe(PHASES, data=tmp_path / "shapes" / "captions.csv"), resume=False)
+    log = map(json.loads, (trainer.run().parent / "log.jsonl").read_text().splitlines())
+    rewards = [line["reward"] for line in log if "reward" in line]
+    assert sum(rewards[-25:]) > 1.1 * sum(rewards[:25])
+    images = [sample.image for sample in trainer.validation_samples]
+    captions = Captioner(trainer.model, trainer.processor, "last")(images, num_beams=1, max_new_tokens=16)
+    assert all(re.fullmatch(r"a \w+ \w+ (above|left of) a \w+ \w+", caption.text) for caption in captions)
