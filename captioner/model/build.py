@@ -1,5 +1,6 @@
 """From a configuration to a model and a processor, pretrained trunk weights loaded after construction."""
 
+import difflib
 import textwrap
 from pathlib import Path
 
@@ -18,8 +19,11 @@ def build_model(config: CaptionerConfig, encoder_weights: str | bool = False) ->
     """A captioner with a fresh decoder; its trunk random (False), timm's own (True) or from a safetensors file.
 
     Raises:
-        ValueError: the weights file is absent, not safetensors, or not of this trunk.
+        ValueError: timm has no such model; the weights file is absent, not safetensors, or not of this trunk.
     """
+    if ":" not in config.encoder_name and not timm.is_model(config.encoder_name):  # hf-hub:owner/name is timm's to find
+        near = difflib.get_close_matches(config.encoder_name, timm.list_models(), 1)
+        raise ValueError(f"timm has no {config.encoder_name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     model = CaptionerForConditionalGeneration(config)
     trunk = model.encoder.trunk.model
     if encoder_weights is True:

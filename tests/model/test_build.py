@@ -110,3 +110,8 @@ def test_the_image_processor_follows_the_trunk() -> None:
     assert (processor.mean, processor.std) == ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
     imagenet = build_image_processor(build_model(config("deit_tiny_distilled_patch16_224", **VIT)))
     assert imagenet.mean == [0.485, 0.456, 0.406]
+
+
+def test_an_unknown_trunk_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ValueError, match="timm has no 'vit_smal_patch16_224'; did you mean 'vit_small_patch16_224'"):
+        build_model(CaptionerConfig(encoder_name="vit_smal_patch16_224"))
