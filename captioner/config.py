@@ -4,10 +4,19 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from captioner.errors import CaptionerError
 
@@ -162,6 +171,29 @@ class PhaseConfig(Section):
         return self
 
 
+class PhaseGroup(Section):
+    """Phases in turn, again and again: alternation. A phase's rate follows one schedule through all its turns."""
+
+    repeat: int = Field(ge=2)
+    phases: list[PhaseConfig] = Field(min_length=1)
+
+
+# How the checker marks, in the place of an error, which of the two an item of `phases` was taken for.
+KINDS_OF_PHASES: dict[Any, type[Section]] = {"<phase>": PhaseConfig, "<group>": PhaseGroup}
+
+
+def _kind_of_phase(item: Any) -> str:
+    return "<group>" if isinstance(item, PhaseGroup) or (isinstance(item, dict) and "repeat" in item) else "<phase>"
+
+
+class ScheduledEpoch(NamedTuple):
+    """An epoch of a phase: its number among all that the phase has, from 0, and how many these are."""
+
+    phase: PhaseConfig
+    number: int
+    total: int
+
+
 class OptimizationConfig(Section):
     batch_size: int = Field(32, ge=1, description="Images a step and process.")
     gradient_accumulation_steps: int = Field(1, ge=1)
@@ -189,19 +221,23 @@ class RunConfig(Section):
     )
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
-    phases: list[PhaseConfig] = Field(min_length=1)
+    phases: list[
+        Annotated[
+            Annotated[PhaseConfig, Tag("<phase>")] | Annotated[PhaseGroup, Tag("<group>")],
+            Discriminator(_kind_of_phase),
+        ]
+    ] = Field(min_length=1, description="Phases in order; {repeat: n, phases: [...]} takes its phases in turn n times.")
     optimization: OptimizationConfig = Field(default_factory=OptimizationConfig)
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     checkpoint_every_steps: int = Field(200, ge=1, description="Last checkpoint, besides the one after each epoch.")
     log_with: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
 
-    @field_validator("phases")
-    @classmethod
-    def _names_differ(cls, value: list[PhaseConfig]) -> list[PhaseConfig]:
-        names = [phase.name for phase in value]
+    @model_validator(mode="after")
+    def _names_differ(self) -> "RunConfig":
+        names = [phase.name for _, phases in self._groups() for phase in phases]
         if len(set(names)) != len(names):
-            raise ValueError("phase names must differ")
-        return value
+            raise ValueError("phases: names must differ")
+        return self
 
     @model_validator(mode="after")
     def _a_pretrained_captioner_brings_its_own_shape(self) -> "RunConfig":
@@ -219,6 +255,19 @@ class RunConfig(Section):
         if longest > positions and not self.pretrained:
             raise ValueError(f"data.max_caption_tokens {longest} is above model.max_position_embeddings {positions}")
         return self
+
+    def schedule(self) -> list[ScheduledEpoch]:
+        """Every epoch of the training, in order."""
+        return [
+            ScheduledEpoch(phase, turn * phase.epochs + epoch, turns * phase.epochs)
+            for turns, phases in self._groups()
+            for turn in range(turns)
+            for phase in phases
+            for epoch in range(phase.epochs)
+        ]
+
+    def _groups(self) -> list[tuple[int, list[PhaseConfig]]]:
+        return [(item.repeat, item.phases) if isinstance(item, PhaseGroup) else (1, [item]) for item in self.phases]
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
@@ -303,7 +352,7 @@ def _expand_variables(node: Any, where: str) -> Any:
 
 def _explain(problem: Any, section: type[Section], where: str) -> str:
     location = [part for part in problem["loc"] if part != "[key]"]
-    key = ".".join(str(part) for part in location)
+    key = ".".join(str(part) for part in location if part not in KINDS_OF_PHASES)
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(location[-1]), _valid_names(section, location[:-1]), 1, cutoff=0.5)
         return f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
@@ -314,8 +363,9 @@ def _explain(problem: Any, section: type[Section], where: str) -> str:
 
 def _valid_names(section: Any, location: list[Any]) -> list[str]:
     for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = section.model_fields[part].annotation
-        section = annotation.__args__[0] if getattr(annotation, "__origin__", None) is list else annotation
+        if part in KINDS_OF_PHASES:
+            section = KINDS_OF_PHASES[part]
+        elif not isinstance(part, int):
+            annotation = section.model_fields[part].annotation
+            section = annotation.__args__[0] if getattr(annotation, "__origin__", None) is list else annotation
     return list(section.model_fields)

@@ -24,6 +24,12 @@ phases:
     augmentation: {horizontal_flip: 0.5}
 """
 
+GROUP = """  - repeat: 2
+    phases:
+      - {name: three, epochs: 2, learning_rates: {decoder: 1e-3}}
+      - {name: four, epochs: 1, learning_rates: {trunk: 1e-3}}
+"""
+
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
@@ -77,7 +83,7 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(
         ("{trunk: 1e-4", "{stem: 1e-4", "phases.1.learning_rates.stem: Input should be 'trunk', 'bridge' or 'decoder'"),
         ("trunk: 1e-4", "trunk: .nan", "phases.1.learning_rates.trunk: Input should be a finite number"),
         ("trunk: 1e-4", "trunk: 0", "phases.1.learning_rates: Value error, needs at least one part"),
-        ("name: two", "name: one", "phases: Value error, phase names must differ"),
+        ("name: two", "name: one", "Value error, phases: names must differ"),
         ("{path: b.csv}", "b.csv", "data.validation: Input should be"),
         ("output_dir: out", "seed: 1", "the key 'output_dir' is required"),
         ("name: two", "name: two\n    layer_decay: 2", "phases.1.layer_decay: Input should be less than or equal to 1"),
@@ -136,6 +142,19 @@ def test_overrides_reach_sections_and_items_of_lists(recipe: Path) -> None:
 )
 def test_an_override_that_goes_nowhere_is_refused(recipe: Path, override: str, message: str) -> None:
     assert message in refusal(recipe, override)
+
+
+def test_a_group_takes_its_phases_in_turn_each_with_one_schedule(recipe: Path) -> None:
+    recipe.write_text(RECIPE + GROUP, encoding="utf-8")
+    turns = [(epoch.phase.name, epoch.number, epoch.total) for epoch in load_config(recipe).schedule()[3:]]
+    assert turns == [
+        ("three", 0, 4), ("three", 1, 4), ("four", 0, 2), ("three", 2, 4), ("three", 3, 4), ("four", 1, 2)
+    ]  # fmt: skip
+    recipe.write_text(RECIPE + GROUP.replace("{name: four", "{label_smothing: 0.1, name: four"), encoding="utf-8")
+    explained = f"{recipe}: unknown key 'phases.2.phases.1.label_smothing'; did you mean 'label_smoothing'?"
+    assert refusal(recipe) == explained
+    recipe.write_text(RECIPE + GROUP.replace("name: four", "name: one"), encoding="utf-8")
+    assert "phases: names must differ" in refusal(recipe)
 
 
 def test_variables_are_expanded_or_missed_by_name(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

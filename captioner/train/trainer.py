@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from captioner.config import PhaseConfig, RunConfig, SourceConfig
+from captioner.config import PhaseConfig, RunConfig, ScheduledEpoch, SourceConfig
 from captioner.data.dataset import Batch, CaptionDataset, bucketed_batches, load_batches
 from captioner.data.sources import Sample, load_samples
 from captioner.data.tokenizer import train_tokenizer
@@ -97,9 +97,9 @@ class Trainer:
         return self.last.exists()
 
     def run(self) -> Path:
-        epochs = [(phase, epoch) for phase in self.config.phases for epoch in range(phase.epochs)]
         current = None
-        for phase, epoch in epochs[self.progress.epoch :]:
+        for epoch in self.config.schedule()[self.progress.epoch :]:
+            phase = epoch.phase
             if phase is not current:
                 current = phase
                 self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -108,8 +108,8 @@ class Trainer:
                 model = self.accelerator.prepare_model(self.model)
                 train_set, validation_set = self._datasets(phase)
             train_set.epoch = self.progress.epoch
-            self._run_epoch(model, train_set, phase, epoch)
-            self._finish_epoch(phase, epoch, validation_set)
+            self._run_epoch(model, train_set, epoch)
+            self._finish_epoch(epoch, validation_set)
         self.accelerator.end_training()
         return self.best
 
@@ -121,15 +121,16 @@ class Trainer:
                 if not parameter.requires_grad:
                     parameter.copy_(average)
 
-    def _run_epoch(self, model: nn.Module, train_set: CaptionDataset, phase: PhaseConfig, epoch: int) -> None:
+    def _run_epoch(self, model: nn.Module, train_set: CaptionDataset, epoch: ScheduledEpoch) -> None:
+        phase = epoch.phase
         steps = self._steps(train_set)
         remaining = steps[self.progress.step :]
         loader = self._loader(train_set, [indices for step in remaining for indices in step])
-        bar = self._bar(f"{phase.name} {epoch + 1}/{phase.epochs}", len(steps))
+        bar = self._bar(f"{phase.name} {epoch.number + 1}/{epoch.total}", len(steps))
         set_modes(self.model, phase)
         for step in remaining:
-            done = epoch * len(steps) + self.progress.step
-            rates = set_rates(self.optimizer, phase, done, len(steps) * phase.epochs)
+            done = epoch.number * len(steps) + self.progress.step
+            rates = set_rates(self.optimizer, phase, done, epoch.total * len(steps))
             losses = self._step(model, [next(loader).to(self.accelerator.device) for _ in step], phase)
             self.progress.step += 1
             self.progress.global_step += 1
@@ -171,12 +172,12 @@ class Trainer:
             self.averaged.update_parameters(self.model)
         return {"loss": loss_value, **means, "grad_norm": float(norm)}
 
-    def _finish_epoch(self, phase: PhaseConfig, epoch: int, validation_set: CaptionDataset) -> None:
+    def _finish_epoch(self, epoch: ScheduledEpoch, validation_set: CaptionDataset) -> None:
         scores = self.validate(validation_set)
         self.progress.epoch += 1
         self.progress.step = 0
-        self.progress.history.append({"phase": phase.name, "epoch": epoch + 1, **scores})
-        self._log({"phase": phase.name, **{f"validation/{name}": value for name, value in scores.items()}})
+        self.progress.history.append({"phase": epoch.phase.name, "epoch": epoch.number + 1, **scores})
+        self._log({"phase": epoch.phase.name, **{f"validation/{name}": value for name, value in scores.items()}})
         value = scores[self.config.validation.metric]
         if self.progress.best is None or value > self.progress.best:
             self.progress.best = value
@@ -184,7 +185,7 @@ class Trainer:
                 checkpoint.replace_folder(self.best, self._write_best)
         self._save_last()
         summary = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
-        self._say(f"{phase.name} {epoch + 1}/{phase.epochs}: {summary} (best {self.progress.best:.4f})")
+        self._say(f"{epoch.phase.name} {epoch.number + 1}/{epoch.total}: {summary} (best {self.progress.best:.4f})")
 
     @torch.inference_mode()
     def validate(self, dataset: CaptionDataset) -> dict[str, float]:
@@ -293,7 +294,7 @@ class Trainer:
         return CaptionerProcessor(image_processor, tokenizer), model
 
     def _build_critic(self) -> SelfCritic | None:
-        if not any("reward" in phase.objectives for phase in self.config.phases):
+        if not any("reward" in epoch.phase.objectives for epoch in self.config.schedule()):
             return None
         captions = {sample.id: sample.captions for sample in self.train_samples}
         return SelfCritic(captions, self.processor.tokenizer, self.config.data.max_caption_tokens, self.config.seed)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from captioner.config import RunConfig
-from captioner.data.dataset import Batch, collate
+from captioner.config import RunConfig, ScheduledEpoch
+from captioner.data.dataset import Batch, CaptionDataset, collate
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
 from captioner.train.phases import apply_phase
@@ -126,6 +126,27 @@ def test_a_resting_trunk_keeps_every_bit_and_cached_features_change_nothing(reci
     train(recipe(rest, identity, f"output_dir={tmp_path / 'pixels'}"))
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "pixels"), abs=2e-2)
     assert len(list((tmp_path / "run" / "features").iterdir())) == 2
+
+
+def test_in_alternation_what_rests_keeps_every_bit_and_what_learns_moves(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = (
+        "phases=[{repeat: 2, phases: [{name: encoder, epochs: 1, learning_rates: {trunk: 0.001, bridge: 0.001}}, "
+        "{name: decoder, epochs: 1, learning_rates: {decoder: 0.001}}]}]"
+    )
+    moved = []
+    run_epoch = Trainer._run_epoch
+
+    def watched(self: Trainer, model: torch.nn.Module, train_set: CaptionDataset, epoch: ScheduledEpoch) -> None:
+        before = {name: tensor.clone() for name, tensor in self.model.named_parameters()}
+        run_epoch(self, model, train_set, epoch)
+        after = dict(self.model.named_parameters())
+        moved.append({name.split(".")[0] for name in before if not torch.equal(before[name], after[name])})
+
+    monkeypatch.setattr(Trainer, "_run_epoch", watched)
+    train(recipe(turns))
+    assert moved == [{"encoder"}, {"decoder"}] * 2
 
 
 def test_what_is_validated_from_cached_features_is_what_the_best_checkpoint_does(
