@@ -1,0 +1,46 @@
+"""The checkpoint that comes with the package: it is there, small, and as good as its card says."""
+
+import os
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+
+from captioner.annotate.evaluate import caption_samples
+from captioner.config import SourceConfig
+from captioner.data.sources import load_samples
+from captioner.hub import BUNDLED
+from captioner.infer.captioner import Captioner
+from captioner.infer.generation import GenerationOptions
+from captioner.metrics.score import score_captions
+
+PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
+
+
+def test_it_is_half_precision_and_below_60_megabytes() -> None:
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 60e6
+    with safe_open(BUNDLED / "model.safetensors", "pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="installed without the repository")
+def test_it_says_something_different_of_every_example_photo() -> None:
+    captioner = Captioner.from_pretrained()
+    photos = sorted(PHOTOS.glob("*.jpg"))
+    captions = [caption.text for caption in captioner(photos)]
+    assert len(photos) >= 4 and len(set(captions)) == len(photos)
+    assert all(len(caption.split()) >= 5 for caption in captions)
+
+
+@pytest.mark.skipif("CAPTIONER_FLICKR8K" not in os.environ, reason="CAPTIONER_FLICKR8K names no folder of Flickr8k")
+def test_its_cider_on_flickr8k_validation_is_what_the_card_says() -> None:
+    source = SourceConfig(path=os.environ["CAPTIONER_FLICKR8K"] + "/dataset_flickr8k.json", split="val")
+    samples, _ = load_samples(source)
+    captioner = Captioner.from_pretrained()
+    captions = caption_samples(captioner, samples, GenerationOptions(num_beams=3), batch_size=50, num_workers=2)
+    scores = score_captions(captions, {sample.id: sample.captions for sample in samples}, metrics=["CIDEr"])
+    card = {
+        result.metric_type: result.metric_value for result in ModelCard.load(BUNDLED / "README.md").data.eval_results
+    }
+    assert scores.corpus["CIDEr"] == pytest.approx(card["CIDEr"], abs=2e-3)
