@@ -38,7 +38,8 @@ class SourceConfig(Section):
 
     path: str = Field(
         min_length=1,
-        description="A Karpathy or COCO .json, .jsonl, .csv, .tsv, .parquet, a folder, or hf:NAME for `datasets`.",
+        description="A Karpathy or COCO .json, .jsonl, .csv, .tsv, .parquet, .tar shards, a folder, or hf:NAME for "
+        "`datasets`. Shards are one .tar, a range as in train-{0000..0031}.tar, or a glob.",
     )
     images: str | None = Field(
         None,
@@ -48,7 +49,12 @@ class SourceConfig(Section):
     split: str | None = Field(
         None, description="Karpathy or `datasets` split, or value of a `split` column; needed where there are several."
     )
-    streaming: bool = Field(False, description="`datasets` only: iterate without downloading the whole.")
+    streaming: bool = Field(
+        False,
+        description="`datasets` only: read without a copy on disk. Training keeps all encoded images in the memory of "
+        "each process; what does not fit belongs into shards.",
+    )
+    captioned: bool = Field(True, description="false: images alone, to classify or distil; captions go unread.")
     image_column: str = Field("image", description="Of tables: image or its name; file_name is found without asking.")
     caption_column: str = Field("caption", description="Of tables: a caption, or a list of captions.")
     label_column: str | None = Field(None, description="Class or tags of an image, a string or a list; default: none.")

@@ -7,8 +7,10 @@
     .jsonl .csv .tsv    a row has an image's name and a caption, or (jsonl) a list of captions
     .parquet            the same; the images may lie in the table itself
     a folder            with metadata.csv or captions.csv (.jsonl) in it, else photo.jpg and photo.txt, a caption a line
+    .tar                WebDataset: shards of KEY.jpg, KEY.txt, KEY.json; a range {0000..0031} or a glob names many
     hf:NAME             `datasets`: a folder on this machine, else a name on the Hub
 
+With `captioned: false` the same layouts give images, with labels if they have any, and captions are not asked for.
 In tables, rows of one image become one sample. Images are found, not decoded.
 """
 
@@ -33,6 +35,7 @@ from PIL import Image
 
 from captioner.config import SourceConfig
 from captioner.data.images import IMAGE_EXTENSIONS
+from captioner.data.shards import ShardMember, shard_rows
 from captioner.errors import CaptionerError
 
 MAX_CAPTION_CHARACTERS = 10_000
@@ -73,12 +76,12 @@ class Sample:
     Attributes:
         id: the layout's own number, else the image's name as the source gives it, else the row's number.
         image: what `load_image` takes.
-        captions: at least one; white space collapsed, otherwise as written.
+        captions: white space collapsed, otherwise as written; at least one, or none where `captioned` is false.
         labels: class names or tags, from `label_column`.
     """
 
     id: str | int
-    image: str | bytes | Image.Image | StoredImage
+    image: str | bytes | Image.Image | StoredImage | ShardMember
     captions: tuple[str, ...]
     labels: tuple[str, ...] = ()
 
@@ -147,6 +150,8 @@ def _read(config: SourceConfig, report: Report) -> Iterator[Sample]:
     path = os.path.expanduser(config.path)
     if os.path.isdir(path):
         return _read_folder(path, config, report)
+    if path.endswith(".tar"):
+        return _parse(shard_rows(path, config, report), config, _ImageFolders(None, []), report)
     if not os.path.isfile(path):
         raise CaptionerError(f"{path}: no such file or folder")
     return _read_file(path, config, report)
@@ -165,7 +170,9 @@ def _read_file(path: str, config: SourceConfig, report: Report) -> Iterator[Samp
             return _merge(_parse(_csv_rows(path, config, report), config, folders, report))
         case ".parquet":
             return _merge(_parse(_parquet_rows(path, config), config, folders, report))
-    raise CaptionerError(f"{path}: not a layout we read; give .json, .jsonl, .csv, .tsv, .parquet, a folder or hf:NAME")
+    raise CaptionerError(
+        f"{path}: not a layout we read; give .json, .jsonl, .csv, .tsv, .parquet, .tar, a folder or hf:NAME"
+    )
 
 
 # Finding and checking what rows hold
@@ -267,7 +274,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 def _missing_column(names: Iterable[str], config: SourceConfig) -> str | None:
     """What to say if a column that the config names is not there."""
     names = list(names)
-    for key in ("image_column", "caption_column", "label_column"):
+    for key in ("image_column", *(("caption_column",) if config.captioned else ()), "label_column"):
         column = getattr(config, key)
         if column is None or column in names or (key == "image_column" and "file_name" in names):
             continue
@@ -294,11 +301,13 @@ def _parse(rows: Iterable[Row], config: SourceConfig, folders: _ImageFolders, re
         identifier = number
         if isinstance(image, StoredImage):
             identifier = image.row
+        elif isinstance(image, ShardMember):
+            identifier = row["__key__"]
         elif not isinstance(image, bytes):
             identifier, image = image, folders.find(where, report, image)
-        captions = _captions(row[config.caption_column], where, report)
+        captions = _captions(row[config.caption_column], where, report) if config.captioned else ()
         labels = _labels(row[config.label_column], where, report) if config.label_column else ()
-        if image is not None and captions:
+        if image is not None and (captions or not config.captioned):
             yield Sample(identifier, image, captions, labels)
 
 
@@ -331,11 +340,14 @@ def _read_json(path: str, config: SourceConfig, folders: _ImageFolders, report: 
             tree = json.load(file)
     except (ValueError, RecursionError) as error:
         raise CaptionerError(f"{path}: not a JSON file: {error}") from error
-    images = tree.get("images") if isinstance(tree, dict) else None
-    if isinstance(images, list) and isinstance(tree.get("annotations"), list):
-        return _read_coco(path, tree, config, folders, report)
+    tree = tree if isinstance(tree, dict) else {}
+    images, annotations = tree.get("images"), tree.get("annotations")
     if isinstance(images, list) and any(isinstance(image, dict) and "sentences" in image for image in images):
         return _read_karpathy(path, images, config, folders, report)
+    if isinstance(images, list) and not config.captioned:  # COCO's image_info_unlabeled2017.json has no annotations
+        return _read_coco(path, images, [], config, folders, report)
+    if isinstance(images, list) and isinstance(annotations, list):
+        return _read_coco(path, images, annotations, config, folders, report)
     raise CaptionerError(
         f"{path}: neither Karpathy's layout (images[].sentences) nor COCO's (images[] and annotations[]); "
         "a list of rows goes into a .jsonl, one object a line"
@@ -357,42 +369,42 @@ def _read_karpathy(
         file = folders.find(where, report, *names)
         sentences = image.get("sentences")
         raw = [s.get("raw") if isinstance(s, dict) else s for s in sentences] if isinstance(sentences, list) else []
-        captions = _captions(raw, where, report)
+        captions = _captions(raw, where, report) if config.captioned else ()
         labels = _labels(image.get(config.label_column), where, report) if config.label_column else ()
-        if file and captions:
+        if file and (captions or not config.captioned):
             yield Sample(identifier, file, captions, labels)
 
 
 def _read_coco(
-    path: str, tree: dict[str, Any], config: SourceConfig, folders: _ImageFolders, report: Report
+    path: str, entries: list[Any], annotations: list[Any], config: SourceConfig, folders: _ImageFolders, report: Report
 ) -> Iterator[Sample]:
     if config.split is not None:
         raise CaptionerError(f"{path}: a COCO file is one split; leave `split` out")
-    if not any(isinstance(annotation, dict) and "caption" in annotation for annotation in tree["annotations"]):
+    if config.captioned and not any(isinstance(entry, dict) and "caption" in entry for entry in annotations):
         raise CaptionerError(f"{path}: its annotations have no captions; COCO's are in captions_*.json")
     if not config.images:  # annotations/captions_val2017.json and val2017/ are siblings in COCO's own archive
         split_folder = os.path.splitext(os.path.basename(path))[0].rpartition("_")[2]
         folders.folders.append(os.path.join(os.path.dirname(path), "..", split_folder))
     seen: dict[str | int, str] = {}
     images: dict[str | int, Row] = {}
-    for where, image in _objects(tree["images"], f"{path}: images", report):
+    for where, image in _objects(entries, f"{path}: images", report):
         if _is_new(image.get("id"), where, seen, report):
             images[image["id"]] = (where, image)
     captions: dict[str | int, list[str]] = {}
-    for where, annotation in _objects(tree["annotations"], f"{path}: annotations", report):
+    for where, annotation in _objects(annotations, f"{path}: annotations", report):
         identifier = annotation.get("image_id")
         if not isinstance(identifier, str | int) or identifier not in seen:
             report(where, f"there is no image with the id {identifier!r:.60}")
             continue
         captions.setdefault(identifier, []).extend(_captions(annotation.get("caption"), where, report))
     for identifier, (where, image) in images.items():
-        if identifier not in captions:
+        if config.captioned and identifier not in captions:
             report(where, "the image has no caption")
             continue
         file = folders.find(where, report, image.get("file_name"))
         labels = _labels(image.get(config.label_column), where, report) if config.label_column else ()
-        if file and captions[identifier]:
-            yield Sample(identifier, file, tuple(captions[identifier]), labels)
+        if file and (captions.get(identifier) or not config.captioned):
+            yield Sample(identifier, file, tuple(captions.get(identifier, ())), labels)
 
 
 def _objects(values: list[Any], where: str, report: Report) -> Iterator[Row]:
@@ -476,24 +488,27 @@ def _read_folder(path: str, config: SourceConfig, report: Report) -> Iterator[Sa
             raise CaptionerError(f"{path}: holds {name}; give that file as the path")
     if config.split is not None:
         raise CaptionerError(f"{path}: a folder is one split; leave `split` out")
-    return _read_sidecars(path, report)
+    return _read_sidecars(path, config, report)
 
 
-def _read_sidecars(path: str, report: Report) -> Iterator[Sample]:
+def _read_sidecars(path: str, config: SourceConfig, report: Report) -> Iterator[Sample]:
     for folder, subfolders, files in os.walk(path):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         names = sorted(name for name in files if not name.startswith("."))
         images = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS]
-        texts = {name for name in names if name.lower().endswith(".txt")}
+        texts = {name for name in names if config.captioned and name.lower().endswith(".txt")}
         unused = set(texts)
         for name in images:
             image = os.path.join(folder, name)
+            identifier = os.path.relpath(image, path).replace(os.sep, "/")
             text = os.path.splitext(name)[0] + ".txt"
             unused.discard(text)
-            if text not in texts:
+            if not config.captioned:
+                yield Sample(identifier, image, ())
+            elif text not in texts:
                 report(image, f"the image has no caption: no {text} beside it")
             elif captions := _read_text(os.path.join(folder, text), report):
-                yield Sample(os.path.relpath(image, path).replace(os.sep, "/"), image, captions)
+                yield Sample(identifier, image, captions)
         for text in sorted(unused):
             report(os.path.join(folder, text), "the image is missing: there is none of this name beside it")
 
@@ -620,19 +635,24 @@ def _stored_rows(table: Any, config: SourceConfig) -> Iterator[Row]:
 def _images_of(batch: pa.Table, column: str, config: SourceConfig) -> Iterator[str | bytes | None]:
     """The image's path where the table has paths; else a digest, the same for two rows that show the same picture.
 
-    A table with a list of captions has a row an image: nothing to compare, so images are not read and digests empty.
+    A table with a list of captions, or with none, has a row an image: nothing to compare, so images are not read and
+    digests empty.
     """
     cells = batch.column(column)
     if not pa.types.is_struct(cells.type):
         yield from cells.to_pylist()
         return
-    captions = batch.schema.field(config.caption_column).type
-    compare = not (pa.types.is_list(captions) or pa.types.is_large_list(captions))
+    compare = config.caption_column in batch.schema.names and not _is_list(batch.schema, config.caption_column)
     for data, path in zip(pc.struct_field(cells, "bytes"), pc.struct_field(cells, "path").to_pylist(), strict=True):
         if not data.is_valid:
             yield path
         else:
             yield hashlib.blake2b(data.as_buffer(), digest_size=16).digest() if compare else b""
+
+
+def _is_list(schema: pa.Schema, column: str) -> bool:
+    kind = schema.field(column).type
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _streamed_rows(table: Any, config: SourceConfig) -> Iterator[Row]:

@@ -553,3 +553,45 @@ def test_flickr8k() -> None:
     assert not {sample.image for sample in train} & {sample.image for sample in val}
     assert len({sample.id for sample in train + val}) == 7000
     assert all(load_image(sample.image).size == (224, 224) for sample in val[:50])
+
+
+class TestImagesAlone:
+    """With `captioned: false` every layout gives its images, captions or none."""
+
+    def check(self, path: Path | str, ids: list[str | int], **options: Any) -> None:
+        samples = load(path, captioned=False, **options)
+        assert [(s.id, s.captions) for s in samples] == [(i, ()) for i in ids]
+        assert [load_image(s.image).getpixel((3, 3)) for s in samples] == list(COLOURS.values())[: len(ids)]
+
+    def test_a_folder_with_folders(self, folder: Path) -> None:
+        (folder / "images" / "a.txt").write_text("not read, nor missed beside the others")
+        self.check(folder, ["images/a.jpg", "images/b.jpg", "images/c.jpg"])
+
+    def test_files_of_names(self, folder: Path) -> None:
+        self.check(write_csv(folder / "x.csv", [(name,) for name in CAPTIONS], header=("image",)), list(CAPTIONS))
+        self.check(write_jsonl(folder / "x.jsonl", [{"file_name": name} for name in CAPTIONS]), list(CAPTIONS))
+        self.check(write_csv(folder / "y.csv", ROWS), list(CAPTIONS))
+
+    def test_karpathy_and_coco(self, folder: Path) -> None:
+        self.check(write_karpathy(folder, [{"filename": name, "sentences": []} for name in CAPTIONS]), list(CAPTIONS))
+        self.check(write_coco(folder), [10, 11, 12])
+        path = folder / "image_info_unlabeled2017.json"
+        path.write_text(json.dumps({"images": [{"id": 7, "file_name": "a.jpg"}]}))
+        self.check(path, [7])
+
+    @pytest.mark.parametrize("captioned", [False, True])
+    def test_images_in_a_table(self, tmp_path: Path, captioned: bool) -> None:
+        rows = stored([name for name, _ in ROWS])
+        rows = rows if captioned else rows.remove_columns("caption").select([0, 2, 3])
+        rows.to_parquet(tmp_path / "stored.parquet")
+        self.check(tmp_path / "stored.parquet", [0, 2, 3] if captioned else [0, 1, 2])
+        rows.save_to_disk(tmp_path / "saved")
+        self.check(f"hf:{tmp_path / 'saved'}", [0, 2, 3] if captioned else [0, 1, 2], streaming=True)
+
+    def test_labels_stay(self, folder: Path) -> None:
+        path = write_jsonl(folder / "x.jsonl", [{"image": "a.jpg", "tags": ["red"]}, {"image": "b.jpg", "tags": None}])
+        samples = load(path, captioned=False, label_column="tags")
+        assert [(s.captions, s.labels) for s in samples] == [((), ("red",)), ((), ())]
+
+    def test_a_folder_of_photos_says_so_where_captions_are_wanted(self, folder: Path) -> None:
+        assert "a.jpg: the image has no caption: no a.txt beside it" in refusal(folder)

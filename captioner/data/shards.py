@@ -1,0 +1,165 @@
+"""WebDataset-style shards: tar files in which KEY.jpg, KEY.txt (a caption a line) and KEY.json are one sample.
+
+A shard is indexed once, by its headers; an image stays in it until it is decoded. Nothing is unpacked.
+"""
+
+import glob
+import json
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from captioner.config import SourceConfig
+from captioner.data.images import IMAGE_EXTENSIONS, MAX_BYTES
+from captioner.errors import CaptionerError
+
+MAX_TEXT_BYTES = 2**24
+
+Report = Callable[[str, str], None]  # as in `captioner.data.sources`
+
+
+@dataclass(frozen=True, slots=True)
+class ShardMember:
+    """A file in a tar file: where its bytes are."""
+
+    path: str
+    member: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            return self.read_from(file)
+
+    def read_from(self, shard: BinaryIO) -> bytes:
+        shard.seek(self.offset)
+        return shard.read(self.size)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.member}"
+
+
+def shard_rows(pattern: str, config: SourceConfig, report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each sample of the shards stands, and its row: KEY.json's fields, its image and captions by the config's
+    column names, and `__key__` (unique among all shards).
+
+    Captions come from KEY.txt, else from KEY.json: the caption column, else `captions`.
+    """
+    paths = list(shard_paths(pattern))
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) or "."
+    for path in tqdm(paths, "indexing shards", disable=None, leave=False):
+        name = os.path.relpath(path, root).replace(os.sep, "/")
+        with open(path, "rb") as shard:
+            for key, files in _by_key(_members(shard, path, report), report).items():
+                if row := _row(shard, f"{path}: {key}", files, config, report):
+                    yield f"{path}: {key}", row | {"__key__": f"{name}/{key}"}
+
+
+def shard_paths(pattern: str) -> Iterator[str]:
+    """Tar files by a name, a glob, or ranges as in `train-{0000..0031}.tar`; every one of a range must be there."""
+    found = False
+    for name in [pattern] if os.path.isfile(pattern) else _in_ranges(pattern):
+        paths = [name] if os.path.isfile(name) else sorted(glob.glob(name))
+        if not paths:
+            raise CaptionerError(f"{name}: no such shard")
+        yield from paths
+        found = True
+    if not found:
+        raise CaptionerError(f"{pattern}: the range is empty")
+
+
+def _in_ranges(pattern: str) -> Iterator[str]:
+    match = re.search(r"\{(\d{1,9})\.\.(\d{1,9})\}", pattern)
+    if match is None:
+        yield pattern
+        return
+    first, last = match.groups()
+    for number in range(int(first), int(last) + 1):
+        yield from _in_ranges(f"{pattern[: match.start()]}{number:0{len(first)}}{pattern[match.end() :]}")
+
+
+def _members(shard: BinaryIO, path: str, report: Report) -> Iterator[ShardMember]:
+    """The plain files of a tar file. One that is damaged or cut short costs what comes after the damage."""
+    size = os.fstat(shard.fileno()).st_size
+    try:
+        with tarfile.open(fileobj=shard, mode="r:") as tar:
+            for info in tar:
+                name = info.name.removeprefix("./")
+                if info.isdir() or (name.startswith(".") and "/" not in name):
+                    continue
+                if problem := _problem(name, info, size):
+                    report(f"{path}: {name!r:.200}", problem)
+                else:
+                    yield ShardMember(path, name, info.offset_data, info.size)
+            shard.seek(tar.offset)  # where tarfile stopped: at the zeros that end an archive, or at what it cannot read
+            if shard.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                report(path, "the tar file is damaged or cut short: it has no end marker")
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        report(path, f"not an uncompressed tar file, or one that is damaged or cut short: {error}")
+
+
+def _problem(name: str, info: tarfile.TarInfo, shard_size: int) -> str | None:
+    limit = MAX_BYTES if _kind(name) == "image" else MAX_TEXT_BYTES
+    if not info.isreg() or info.issparse():
+        return "a link, a device or a sparse file, not a plain one"
+    if "/" in name:
+        return "the name has a folder in it; shards are flat: KEY.jpg, KEY.txt, KEY.json"
+    if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
+        return "the name is not valid Unicode text"
+    if _kind(name) and info.size > limit:
+        return f"{info.size:,} bytes are over the limit of {limit:,}"
+    if info.offset_data + info.size > shard_size:
+        return "the tar file is cut short: it ends within this file"
+    return None
+
+
+def _kind(name: str) -> str | None:
+    suffix = os.path.splitext(name)[1].lower()
+    return "image" if suffix in IMAGE_EXTENSIONS else suffix if suffix in (".txt", ".json") else None
+
+
+def _by_key(members: Iterator[ShardMember], report: Report) -> dict[str, dict[str, ShardMember]]:
+    """The image, .txt and .json of each key, in the order of first appearance; other files are none of our business."""
+    samples: dict[str, dict[str, ShardMember]] = {}
+    for member in members:
+        kind = _kind(member.member)
+        if kind is None:
+            continue
+        files = samples.setdefault(os.path.splitext(member.member)[0], {})
+        if kind in files:
+            report(str(member), f"the key has this kind of file already: {files[kind].member}")
+        else:
+            files[kind] = member
+    return samples
+
+
+def _row(
+    shard: BinaryIO, where: str, files: dict[str, ShardMember], config: SourceConfig, report: Report
+) -> dict[str, Any] | None:
+    if "image" not in files:
+        report(where, "the image is missing: there is none of this name")
+        return None
+    fields: Any = {}
+    if ".json" in files:
+        try:
+            fields = json.loads(files[".json"].read_from(shard))
+        except (ValueError, RecursionError) as error:
+            report(str(files[".json"]), f"not JSON: {error}")
+            return None
+        if not isinstance(fields, dict):
+            report(str(files[".json"]), f"not an object but {fields!r:.60}")
+            return None
+    captions = fields.get(config.caption_column, fields.get("captions"))
+    if ".txt" in files:
+        text = files[".txt"].read_from(shard).decode("utf-8-sig", errors="replace")
+        captions = [line for line in text.split("\n") if line.strip()] or ""
+    elif captions is None and config.captioned:
+        report(where, "the image has no caption: neither a .txt of this name nor one in its .json")
+        return None
+    labels = {config.label_column: fields.get(config.label_column)} if config.label_column else {}
+    return fields | labels | {config.image_column: files["image"], config.caption_column: captions}

@@ -1,0 +1,76 @@
+"""What an image is tagged with, for training: the data set's labels, or the words that its captions share with many."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from captioner.data.sources import Sample
+
+# The closed classes of English: what stands in a caption for grammar, number or place, and names nothing in the image.
+FUNCTION_WORDS = frozenset(
+    # articles, demonstratives, quantifiers, numerals
+    """a an the this that these those all another any both each either every few half less lots many more most much
+    neither no none other others several some such one two three four five six seven eight nine ten first second"""
+    # pronouns
+    """ i me my mine myself we us our ours you your yours he him his himself she her hers herself it its itself they
+    them their theirs themselves who whom whose which what someone something anyone anything everyone everything"""
+    # auxiliaries
+    """ am is are was were be been being do does did doing done have has had having can could may might must shall
+    should will would isn't aren't wasn't weren't don't doesn't didn't can't cannot"""
+    # prepositions and particles
+    """ about above across after against along alongside amid among amongst around as at atop away back before behind
+    below beneath beside besides between beyond by down during for from in inside into like near nearby next of off on
+    onto out outside over past per through throughout to together toward towards under underneath until up upon via
+    while with within without"""
+    # conjunctions and adverbs of degree, time and manner
+    """ and but or nor so if then than because although though when where how why not very too also just only still
+    here there now again almost already as well""".split()
+)
+
+
+class _Letters(dict[int, str]):
+    """For `str.translate`: what is no part of a word becomes a space."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        kept = unicodedata.category(character)[0] in "LM" or character in "'-"  # M: vowel signs are marks in Indic
+        self[code] = "'" if character == "’" else character if kept else " "
+        return self[code]
+
+
+_LETTERS = _Letters()
+
+
+def frequent_words(captions_per_image: Iterable[Sequence[str]], size: int) -> list[str]:
+    """The `size` content words found in the captions of most images, most frequent first, then by the alphabet.
+
+    Of languages that put spaces between words; English alone has its function words left out.
+    """
+    counts = Counter(word for captions in captions_per_image for word in content_words(captions))
+    return sorted(counts, key=lambda word: (-counts[word], word))[:size]
+
+
+def content_words(captions: Sequence[str]) -> set[str]:
+    """The words of an image's captions, lower case and without a possessive 's, but for function words."""
+    words = unicodedata.normalize("NFC", " ".join(captions)).lower().translate(_LETTERS).split()
+    return {word.strip("'-").removesuffix("'s") for word in words} - FUNCTION_WORDS - {""}
+
+
+def label_names(samples: Iterable[Sample]) -> list[str]:
+    """Every label of a data set, in the order of the alphabet."""
+    return sorted({label for sample in samples for label in sample.labels})
+
+
+def label_targets(samples: Iterable[Sample], names: Sequence[str], from_captions: bool) -> list[set[int] | None]:
+    """For each sample the indices in `names` of its labels, or of its captions' words.
+
+    None where a sample has no label (no caption): nobody has said what it shows. A sample that has some, but none of
+    `names`, gets the empty set.
+    """
+    index = {name: number for number, name in enumerate(names)}
+    targets: list[set[int] | None] = []
+    for sample in samples:
+        found = content_words(sample.captions) if from_captions else sample.labels
+        known = sample.captions if from_captions else sample.labels
+        targets.append({index[name] for name in found if name in index} if known else None)
+    return targets
