@@ -274,8 +274,10 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 def _missing_column(names: Iterable[str], config: SourceConfig) -> str | None:
     """What to say if a column that the config names is not there."""
     names = list(names)
-    for key in ("image_column", *(("caption_column",) if config.captioned else ()), "label_column"):
+    for key in ("image_column", "caption_column", "label_column"):
         column = getattr(config, key)
+        if key == "caption_column" and not config.captioned:
+            continue
         if column is None or column in names or (key == "image_column" and "file_name" in names):
             continue
         there = ", ".join(repr(name) for name in names[:50])

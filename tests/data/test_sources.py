@@ -518,6 +518,13 @@ class TestStreaming:
         assert (first.captions, second.captions) == (("caption 0", "caption 1"), ("caption 2", "caption 3"))
         assert isinstance(first.image, bytes)
 
+    def test_each_process_of_a_launch_reads_the_whole(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        stored([name for name, _ in ROWS]).save_to_disk(tmp_path / "shapes")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        for process in "01":  # training divides the samples; a source that did too would lose half of them
+            monkeypatch.setenv("RANK", process)
+            assert len(load(f"hf:{tmp_path / 'shapes'}", streaming=True)) == 3
+
     def test_files_do_not_stream(self) -> None:
         with pytest.raises(ValueError, match="hf:NAME"):
             SourceConfig(path="shapes.csv", streaming=True)
