@@ -132,7 +132,7 @@ def _read_log(path: Path) -> Log:
     charts = {chart.key for chart in CHARTS}
     for entry in _entries(path):
         step, phase = entry.pop("step"), str(entry.pop("phase", ""))
-        if not log.phases or log.phases[-1][1] != phase:
+        if phase and (not log.phases or log.phases[-1][1] != phase):
             log.phases.append((step, phase))
         validates = any(key.startswith(f"{SCORES.key}/") for key in entry)
         column = (log.validation if validates else log.training)[int(step / width)]
@@ -326,7 +326,8 @@ dt { margin-top: 6px; color: var(--soft); font-size: 11px; letter-spacing: .04em
 dd { overflow-wrap: anywhere } dd.reference, dd.before { color: var(--soft) } dd.now { font-weight: 600 }
 ins, del { padding: 0 2px; border-radius: 3px; color: inherit; text-decoration: none }
 ins { background: var(--ins) } del { background: var(--del); text-decoration: line-through }
-article { padding: 14px 16px 12px } svg { display: block; width: 100%; height: auto; margin: 4px 0 }
+article { padding: 14px 16px 12px; overflow-x: auto }
+svg { display: block; width: 100%; min-width: 480px; height: auto; margin: 4px 0 }
 svg text { fill: var(--soft); font-size: 12.5px } text.x { text-anchor: middle } text.y { text-anchor: end }
 path { fill: none } .grid { stroke: var(--rule) } .axis { stroke: var(--soft) }
 path.phase { stroke: var(--soft); stroke-dasharray: 2 4; opacity: .5 }
