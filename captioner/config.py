@@ -20,8 +20,19 @@ from pydantic import (
 
 from captioner.errors import CaptionerError
 
-PARTS = ("trunk", "bridge", "decoder")
-Objective = Literal["captioning", "reward"]
+Objective = Literal["captioning", "reward", "tags", "contrastive", "distillation", "language_modeling"]
+Part = Literal["trunk", "bridge", "embeddings", "decoder", "heads"]
+
+FROM_IMAGES: frozenset[Objective] = frozenset({"captioning", "reward", "tags", "contrastive", "distillation"})
+FROM_WORDS: frozenset[Objective] = frozenset({"captioning", "reward", "contrastive", "language_modeling"})
+TEACHES: dict[Part, frozenset[Objective]] = {
+    "trunk": FROM_IMAGES,
+    "bridge": FROM_IMAGES,
+    "embeddings": FROM_WORDS,
+    "decoder": FROM_WORDS,
+    "heads": frozenset({"tags", "contrastive", "distillation"}),
+}
+"""The parts of a captioner, and the objectives whose gradient reaches each."""
 
 
 class Section(BaseModel):
@@ -70,6 +81,10 @@ class SourceConfig(Section):
 class DataConfig(Section):
     train: SourceConfig
     validation: SourceConfig
+    unlabelled: SourceConfig | None = Field(
+        None, description="Photos (captioned: false) that phases with distillation train on too."
+    )
+    text: str | None = Field(None, description="A text file, a caption a line, for phases of language_modeling.")
     captions_per_image: int = Field(5, ge=1, description="Captions decoded against one encoder pass.")
     max_caption_tokens: int = Field(40, ge=2, description="Longer captions are cut, end-of-sequence kept.")
     num_workers: int = Field(2, ge=0)
@@ -82,14 +97,64 @@ class TokenizerConfig(Section):
     lowercase: bool = True
 
 
+class TagsConfig(Section):
+    """What the tag head learns to name: the data set's labels, or the words that its captions use for most images."""
+
+    source: Literal["labels", "captions"] = "labels"
+    num_words: int = Field(200, ge=2, description="Of captions: how many words become tags.")
+    problem_type: Literal["single_label_classification", "multi_label_classification"] = "multi_label_classification"
+    loss: Literal["asymmetric", "binary_cross_entropy"] = Field(
+        "asymmetric", description="Of multi-label tags (Ridnik et al. 2021); a single label has cross-entropy."
+    )
+
+    @model_validator(mode="after")
+    def _captions_have_many_words(self) -> "TagsConfig":
+        if self.source == "captions" and self.problem_type == "single_label_classification":
+            raise ValueError("source captions gives an image many tags: problem_type is multi_label_classification")
+        return self
+
+
+class TeacherConfig(Section):
+    """A classifier whose judgement of the photos the encoder learns to repeat (Hinton et al. 2015)."""
+
+    name: str = Field(description="Any timm classifier.")
+    weights: str | None = Field(None, description="A safetensors file in timm's naming; default: timm's own.")
+    temperature: float = Field(2.0, gt=0)
+
+
+class PretrainedConfig(Section):
+    """What the training starts from: a captioner as a whole, or an encoder and a decoder apart. All else is random.
+
+    A captioner is `bundled`, a folder, a training's folder or a Hub id; it brings its shape and its tokenizer.
+    """
+
+    captioner: str | None = Field(
+        None, description="A captioner, encoder and decoder; `pretrained: NAME` says the same."
+    )
+    encoder: str | None = Field(
+        None,
+        description="A timm name with its weights' tag (vit_small_patch16_224.augreg_in21k_ft_in1k), a safetensors "
+        "file in timm's naming, or a captioner.",
+    )
+    decoder: str | None = Field(None, description="A captioner, whose decoder and tokenizer are taken.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_is_a_captioner(cls, value: Any) -> Any:
+        return {"captioner": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _whole_or_apart(self) -> "PretrainedConfig":
+        if self.captioner and (self.encoder or self.decoder):
+            raise ValueError("a captioner brings its own encoder and decoder: name either it or them")
+        return self
+
+
 class ModelConfig(Section):
     """What is built; the fields of `CaptionerConfig` that a recipe may set."""
 
     encoder_name: str = Field("vit_small_patch16_224", description="Any timm model that gives a feature map or tokens.")
     encoder_kwargs: dict[str, Any] = Field(default_factory=dict, description="Passed to timm.create_model.")
-    encoder_weights: str | bool = Field(
-        False, description="true: timm's own pretrained weights; a path: a safetensors file in timm's naming."
-    )
     image_size: int = Field(224, ge=8)
     resize_mode: Literal["crop", "squash", "pad"] = "crop"
     crop_pct: float = Field(1.0, gt=0, le=1, description="Share of the shorter side that resize_mode crop keeps.")
@@ -101,6 +166,7 @@ class ModelConfig(Section):
     intermediate_size: int | None = Field(None, description="Default: 4 * hidden_size.")
     dropout: float = Field(0.1, ge=0, lt=1)
     max_position_embeddings: int = Field(64, ge=4)
+    contrastive_size: int = Field(256, ge=1, description="Width of the space of images and captions, where one learns.")
     gradient_checkpointing: bool = False
 
 
@@ -134,14 +200,18 @@ class PhaseConfig(Section):
     """Who learns what, for how long. A part that `learning_rates` does not name rests."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    epochs: int = Field(ge=1)
-    learning_rates: dict[Literal["trunk", "bridge", "decoder"], float] = Field(
-        description="Peak rate of each part that learns: trunk (timm), bridge (projection and hybrid layers), decoder."
+    epochs: int | None = Field(None, ge=1, description="Either epochs, or steps.")
+    steps: int | None = Field(None, ge=1, description="Optimizer steps; in a repeated group, those of one turn.")
+    learning_rates: dict[Part, float] = Field(
+        description="Peak rate of each part that learns: trunk (timm), bridge (projection and hybrid layers), decoder, "
+        "embeddings (default: the decoder's rate; 0: they rest), heads."
     )
     trunk_blocks: int | None = Field(None, ge=1, description="Only the last k trunk blocks learn; default: all.")
     layer_decay: float = Field(1.0, gt=0, le=1, description="Rate of a trunk block relative to the one above it.")
     objectives: dict[Objective, float] = Field(
-        {"captioning": 1.0}, description="Weights: captioning (cross-entropy), reward (CIDEr-D of drawn captions)."
+        {"captioning": 1.0},
+        description="Weights: captioning (cross-entropy), reward (CIDEr-D of drawn captions), tags, contrastive, "
+        "distillation, language_modeling (data.text, alone).",
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     word_dropout: float = Field(0.0, ge=0, lt=1, description="Share of the words so far hidden from the decoder.")
@@ -160,9 +230,24 @@ class PhaseConfig(Section):
     @field_validator("learning_rates")
     @classmethod
     def _someone_learns(cls, value: dict[str, float]) -> dict[str, float]:
-        if not value or any(rate <= 0 for rate in value.values()):
+        if not value or any(rate <= 0 for part, rate in value.items() if part != "embeddings" or rate < 0):
             raise ValueError("needs at least one part, each with a rate above 0; leave out the parts that rest")
         return value
+
+    @model_validator(mode="after")
+    def _epochs_or_steps(self) -> "PhaseConfig":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("a phase has either epochs or steps")
+        return self
+
+    @model_validator(mode="after")
+    def _what_learns_is_taught(self) -> "PhaseConfig":
+        for part in self.learning_rates:
+            if not TEACHES[part] & self.objectives.keys():
+                raise ValueError(f"learning_rates: no objective of the phase reaches {part}")
+        if "language_modeling" in self.objectives and len(self.objectives) > 1:
+            raise ValueError("objectives: language_modeling has no images, so it goes alone")
+        return self
 
     @model_validator(mode="after")
     def _trunk_options_need_the_trunk(self) -> "PhaseConfig":
@@ -192,12 +277,15 @@ def _kind_of_phase(item: Any) -> str:
     return "<group>" if isinstance(item, PhaseGroup) or (isinstance(item, dict) and "repeat" in item) else "<phase>"
 
 
-class ScheduledEpoch(NamedTuple):
-    """An epoch of a phase: its number among all that the phase has, from 0, and how many these are."""
+class Stretch(NamedTuple):
+    """An epoch of a phase, or the steps of one turn: its number among all that the phase has, from 0, of how many."""
 
     phase: PhaseConfig
     number: int
     total: int
+
+    def __str__(self) -> str:
+        return f"{self.phase.name} {self.number + 1}/{self.total}"
 
 
 class OptimizationConfig(Section):
@@ -213,20 +301,26 @@ class OptimizationConfig(Section):
 class ValidationConfig(Section):
     batch_size: int = Field(32, ge=1)
     max_images: int | None = Field(None, ge=1, description="Use only the first images; default: all.")
+    every_steps: int | None = Field(
+        None, ge=1, description="Default: after each epoch, or each turn of a phase's steps."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="A phase ends after this many validations without a better score; default: never."
+    )
     num_beams: int = Field(1, ge=1)
     metric: Literal["CIDEr", "CIDEr_D", "Bleu_4", "ROUGE_L"] = Field("CIDEr", description="Picks the best checkpoint.")
-    samples: int = Field(4, ge=0, description="Captions shown in the log at each validation.")
+    samples: int = Field(8, ge=0, description="Photos shown on the page of the run, with their captions.")
 
 
 class RunConfig(Section):
     output_dir: str
     seed: int = 0
     data: DataConfig
-    pretrained: str | None = Field(
-        None, description="A captioner to start from: bundled, a folder, a training's folder or a Hub id."
-    )
+    pretrained: PretrainedConfig = Field(default_factory=PretrainedConfig)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
+    tags: TagsConfig | None = None
+    teacher: TeacherConfig | None = None
     phases: list[
         Annotated[
             Annotated[PhaseConfig, Tag("<phase>")] | Annotated[PhaseGroup, Tag("<group>")],
@@ -247,29 +341,44 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _a_pretrained_captioner_brings_its_own_shape(self) -> "RunConfig":
-        given = [
-            f"model.{name}" for name in sorted(self.model.model_fields_set - {"dropout", "gradient_checkpointing"})
-        ]
-        given += [f"tokenizer.{name}" for name in sorted(self.tokenizer.model_fields_set)]
-        if self.pretrained and given:
+        own = {"dropout", "gradient_checkpointing", "contrastive_size"}
+        given = [f"model.{name}" for name in sorted(self.model.model_fields_set - own)]
+        tokenizer = [f"tokenizer.{name}" for name in sorted(self.tokenizer.model_fields_set)]
+        if self.pretrained.decoder and tokenizer:
+            raise ValueError(f"a pretrained decoder brings its own {', '.join(tokenizer)}: leave out one or the other")
+        given += tokenizer
+        if self.pretrained.captioner and given:
             raise ValueError(f"a pretrained captioner brings its own {', '.join(given)}: leave out one or the other")
         return self
 
     @model_validator(mode="after")
     def _captions_fit_the_decoder(self) -> "RunConfig":
         longest, positions = self.data.max_caption_tokens, self.model.max_position_embeddings
-        if longest > positions and not self.pretrained:
+        if longest > positions and not self.pretrained.captioner:
             raise ValueError(f"data.max_caption_tokens {longest} is above model.max_position_embeddings {positions}")
         return self
 
-    def schedule(self) -> list[ScheduledEpoch]:
-        """Every epoch of the training, in order."""
+    @model_validator(mode="after")
+    def _objectives_have_what_they_need(self) -> "RunConfig":
+        needs = {"tags": self.tags, "distillation": self.teacher, "language_modeling": self.data.text}
+        names = {"tags": "tags", "distillation": "teacher", "language_modeling": "data.text"}
+        for objective, found in needs.items():
+            if found is None and self.uses(objective):
+                raise ValueError(f"the objective {objective} needs the key {names[objective]}")
+        return self
+
+    def uses(self, objective: str) -> bool:
+        """Does any phase have this objective?"""
+        return any(objective in phase.objectives for _, phases in self._groups() for phase in phases)
+
+    def schedule(self) -> list[Stretch]:
+        """Every stretch of the training, in order."""
         return [
-            ScheduledEpoch(phase, turn * phase.epochs + epoch, turns * phase.epochs)
+            Stretch(phase, turn * (phase.epochs or 1) + epoch, turns * (phase.epochs or 1))
             for turns, phases in self._groups()
             for turn in range(turns)
             for phase in phases
-            for epoch in range(phase.epochs)
+            for epoch in range(phase.epochs or 1)
         ]
 
     def _groups(self) -> list[tuple[int, list[PhaseConfig]]]:

@@ -1,6 +1,7 @@
 """Finds a captioner and reads it: the bundled one, a folder, a training's folder, or one of the Hugging Face Hub."""
 
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import torch
@@ -58,9 +59,10 @@ def _find(model: str | Path) -> Path:
 
 
 def load_model(
-    folder: Path, name: str, **config_changes: float
+    folder: Path, name: str, **config_changes: Any
 ) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
-    """Read a model's folder, in float32, with these fields of its configuration (`dropout`, say) changed.
+    """Read a model's folder, in float32, with these fields of its configuration (`dropout`, say) changed. Heads that
+    these ask for and the folder has not are random.
 
     Raises:
         CaptionerError: no captioner, files that cannot be read, or weights that are missing or of another shape.
@@ -84,6 +86,8 @@ def load_model(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: timm, torch, sentencepiece
         raise CaptionerError(f"{name}: cannot be read as a model: {str(error).splitlines()[0]}") from error
     absent = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
+    if config_changes:
+        absent = [name for name in absent if not name.startswith("heads.")]
     if absent:  # transformers leaves these weights random
         raise CaptionerError(f"{name}: weights missing or of another shape: {', '.join(absent[:5])}")
     return model, processor

@@ -80,7 +80,11 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(
     [
         ("epochs: 2", "epochs: many", "phases.1.epochs: Input should be a valid integer"),
         ("epochs: 2", "epochs: 0", "phases.1.epochs: Input should be greater than or equal to 1"),
-        ("{trunk: 1e-4", "{stem: 1e-4", "phases.1.learning_rates.stem: Input should be 'trunk', 'bridge' or 'decoder'"),
+        (
+            "{trunk: 1e-4",
+            "{stem: 1e-4",
+            "phases.1.learning_rates.stem: Input should be 'trunk', 'bridge', 'embeddings', 'decoder'",
+        ),
         ("trunk: 1e-4", "trunk: .nan", "phases.1.learning_rates.trunk: Input should be a finite number"),
         ("trunk: 1e-4", "trunk: 0", "phases.1.learning_rates: Value error, needs at least one part"),
         ("name: two", "name: one", "Value error, phases: names must differ"),

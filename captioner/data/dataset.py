@@ -1,9 +1,9 @@
 """Samples to tensors: the images of a batch and all their captions, in length-bucketed, reproducible batches.
 
-Shapes: B images, K captions an image, T tokens of the longest caption in the batch.
+Shapes: B images, K captions an image, T tokens of the longest caption in the batch, C tags.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -29,27 +29,53 @@ class Processor(Protocol):
     tokenizer: Any
 
 
+Place = tuple[int, int]
+"""An epoch and an index: what is drawn at random for an item depends on these and the seed alone."""
+
+
 @dataclass
 class Batch:
-    """Images, or the trunk's tokens for them, with their captions.
+    """Images, or the trunk's tokens for them, or neither where there are words alone, with their captions.
 
-    `encoder_inputs` holds `pixel_values` [B, 3, height, width] or `trunk_features` [B, P, C]; `labels` is [B * K, T].
-    An image that could not be read stays as a blank one without captions; `errors` gives its row and the reason.
+    `encoder_inputs` holds `pixel_values` [B, 3, height, width] or `trunk_features` [B, P, width]; `labels` is
+    [B * K, T]; `tags` [B, C] is 0 or 1, `IGNORE_INDEX` in the rows of images that nobody has tagged.
+    An image that could not be read stays as a blank one without captions or tags; `errors` gives its row and why.
     """
 
     ids: list[str | int]
     encoder_inputs: dict[str, Tensor]
     labels: Tensor
     errors: dict[int, str]
+    tags: Tensor | None = None
+
+    @property
+    def captioned(self) -> Tensor:
+        """[B], True for images with a caption."""
+        return (self.labels != IGNORE_INDEX).view(len(self.ids), -1).any(1)
 
     def to(self, device: torch.device) -> "Batch":
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.encoder_inputs.items()}
-        return Batch(self.ids, inputs, self.labels.to(device, non_blocking=True), self.errors)
+        tags = None if self.tags is None else self.tags.to(device, non_blocking=True)
+        return Batch(self.ids, inputs, self.labels.to(device, non_blocking=True), self.errors, tags)
+
+    def split(self, size: int) -> list["Batch"]:
+        """The same items in batches of at most `size`."""
+        captions = len(self.labels) // len(self.ids)
+        return [
+            Batch(
+                self.ids[start : start + size],
+                {name: tensor[start : start + size] for name, tensor in self.encoder_inputs.items()},
+                self.labels[start * captions : (start + size) * captions],
+                {row - start: error for row, error in self.errors.items() if start <= row < start + size},
+                None if self.tags is None else self.tags[start : start + size],
+            )
+            for start in range(0, len(self.ids), size)
+        ]
 
 
 class CaptionDataset(Dataset):
-    """One item an image, with all its captions. What is drawn at random depends on (seed, epoch, index) alone,
-    so that neither the number of workers nor of processes changes it."""
+    """One item an image, with all its captions, at an index or an (epoch, index). What is drawn at random depends on
+    these and the seed alone, so that neither the number of workers nor of processes changes it."""
 
     def __init__(
         self,
@@ -59,49 +85,68 @@ class CaptionDataset(Dataset):
         augmentation: AugmentationConfig | None = None,
         features: Sequence[Tensor] | None = None,
         seed: int = 0,
+        tags: Sequence[Collection[int] | None] | None = None,
+        num_tags: int = 0,
     ) -> None:
+        """`tags` holds for each sample the numbers of its tags below `num_tags`, or None where nobody tagged it."""
         self.samples = samples
         self.image_processor = processor.image_processor
-        self.captions = encode_captions(samples, processor.tokenizer, config.max_caption_tokens)
+        self.captions = encode_captions(
+            [sample.captions for sample in samples], processor.tokenizer, config.max_caption_tokens
+        )
         self.captions_per_image = config.captions_per_image
         self.features = features
         self.augment = _augmentation(augmentation, processor.image_processor) if augmentation else None
         self.seed = seed
-        self.epoch = 0
+        self.tags = tags
+        self.num_tags = num_tags
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, place: int | Place) -> dict[str, Any]:
+        epoch, index = place if isinstance(place, tuple) else (0, place)
         sample = self.samples[index]
-        item: dict[str, Any] = {"id": sample.id, "captions": self._draw_captions(index), "error": None}
+        item: dict[str, Any] = {"id": sample.id, "captions": self._draw_captions(epoch, index), "error": None}
+        if self.tags is not None:
+            item["tags"] = self._tag_row(self.tags[index])
         if self.features is not None:
-            features = self.features[index]
-            readable = bool(features.any())  # zeros stand for a photo that could not be read
-            return item | {"trunk_features": features, "captions": item["captions"] if readable else []}
-        size = self.image_processor.image_size
+            item["trunk_features"] = self.features[index]
+            readable = bool(item["trunk_features"].any())  # zeros stand for a photo that could not be read
+            return item if readable else self._without_targets(item)
         try:
-            item["pixel_values"] = self._pixels(load_image(sample.image), index)
+            return item | {"pixel_values": self._pixels(load_image(sample.image), epoch, index)}
         except ImageError as error:
-            item |= {"pixel_values": torch.zeros(3, size, size), "captions": [], "error": str(error)}
-        return item
+            size = self.image_processor.image_size
+            blank = {"pixel_values": torch.zeros(3, size, size), "error": str(error)}
+            return self._without_targets(item | blank)
+
+    def _without_targets(self, item: dict[str, Any]) -> dict[str, Any]:
+        return item | {"captions": []} | ({"tags": self._tag_row(None)} if self.tags is not None else {})
+
+    def _tag_row(self, tags: Collection[int] | None) -> Tensor:
+        if tags is None:
+            return torch.full((self.num_tags,), IGNORE_INDEX, dtype=torch.int8)
+        return torch.zeros(self.num_tags, dtype=torch.int8).index_fill_(
+            0, torch.tensor(sorted(tags), dtype=torch.long), 1
+        )
 
     def lengths(self) -> list[int]:
         """Tokens of each image's longest caption: what a batch is padded to."""
         return [max(map(len, captions), default=0) for captions in self.captions]
 
-    def _draw_captions(self, index: int) -> list[list[int]]:
+    def _draw_captions(self, epoch: int, index: int) -> list[list[int]]:
         captions = self.captions[index]
         if len(captions) <= self.captions_per_image:
             return captions
-        draw = np.random.default_rng((self.seed, self.epoch, index))
+        draw = np.random.default_rng((self.seed, epoch, index))
         return [captions[i] for i in draw.choice(len(captions), self.captions_per_image, replace=False)]
 
-    def _pixels(self, image: Any, index: int) -> Tensor:
+    def _pixels(self, image: Any, epoch: int, index: int) -> Tensor:
         if self.augment is None:
             return torch.from_numpy(self.image_processor.preprocessing(image))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.default_rng((self.seed, self.epoch, index)).integers(2**31)))
+            torch.manual_seed(int(np.random.default_rng((self.seed, epoch, index)).integers(2**31)))
             return torch.from_numpy(self.image_processor.preprocessing.normalize(self.augment(image)))
 
 
@@ -119,13 +164,33 @@ def _augmentation(config: AugmentationConfig, image_processor: Any) -> v2.Transf
     )
 
 
-def encode_captions(samples: Sequence[Sample], tokenizer: Any, max_tokens: int) -> list[list[list[int]]]:
-    """Ids of every caption of every sample, end-of-sequence last; longer captions are cut before it."""
-    texts = [clean_caption(caption) for sample in samples for caption in sample.captions]
+class TextDataset(Dataset):
+    """Captions without images, one an item, for a decoder that learns words alone."""
+
+    captions_per_image = 1
+    features = None
+
+    def __init__(self, captions: Sequence[str], tokenizer: Any, max_caption_tokens: int) -> None:
+        self.captions = encode_captions([[caption] for caption in captions], tokenizer, max_caption_tokens)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, place: int | Place) -> dict[str, Any]:
+        index = place[1] if isinstance(place, tuple) else place
+        return {"id": index, "captions": self.captions[index], "error": None}
+
+    def lengths(self) -> list[int]:
+        return [len(ids) for (ids,) in self.captions]
+
+
+def encode_captions(captions: Sequence[Sequence[str]], tokenizer: Any, max_tokens: int) -> list[list[list[int]]]:
+    """Ids of every image's captions, end-of-sequence last; longer captions are cut before it."""
+    texts = [clean_caption(caption) for group in captions for caption in group]
     encoded: Iterator[list[int]] = iter(tokenizer(texts).input_ids if texts else [])
     end = tokenizer.eos_token_id
     return [[[*ids[: max_tokens - 1], end] if len(ids) > max_tokens else ids
-             for ids in (next(encoded) for _ in sample.captions)] for sample in samples]  # fmt: skip
+             for ids in (next(encoded) for _ in group)] for group in captions]  # fmt: skip
 
 
 def collate(items: list[dict[str, Any]], captions_per_image: int) -> Batch:
@@ -135,12 +200,13 @@ def collate(items: list[dict[str, Any]], captions_per_image: int) -> Batch:
     for row, item in enumerate(items):
         for offset, ids in enumerate(item["captions"]):
             labels[row * captions_per_image + offset, : len(ids)] = torch.tensor(ids)
-    name = "trunk_features" if "trunk_features" in items[0] else "pixel_values"
+    inputs = {"pixel_values", "trunk_features"} & items[0].keys()
     return Batch(
         ids=[item["id"] for item in items],
-        encoder_inputs={name: torch.stack([item[name] for item in items])},
+        encoder_inputs={name: torch.stack([item[name] for item in items]) for name in inputs},
         labels=labels,
         errors={row: item["error"] for row, item in enumerate(items) if item["error"]},
+        tags=torch.stack([item["tags"] for item in items]) if "tags" in items[0] else None,
     )
 
 
@@ -161,9 +227,12 @@ def bucketed_batches(
 
 
 def load_batches(
-    dataset: CaptionDataset, batches: Sequence[Sequence[int]], num_workers: int, pin_memory: bool = False
+    dataset: CaptionDataset | TextDataset,
+    batches: Sequence[Sequence[int]] | Sequence[Sequence[Place]],
+    num_workers: int,
+    pin_memory: bool = False,
 ) -> DataLoader:
-    """A loader over just these index batches. Its own generator keeps it from drawing on the training's."""
+    """A loader over these batches of indices or places. Its own generator keeps it from drawing on the training's."""
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # any sized iterable of index lists will do

@@ -141,10 +141,26 @@ class Captioner:
 
     def caption(self, pixel_values: Tensor, options: GenerationOptions) -> list[Caption]:
         """Caption a batch of preprocessed images [B, 3, H, W]."""
-        pixel_values = pixel_values.to(self.device, self.dtype)
-        return [self._caption(group) for group in generate(self.model, {"pixel_values": pixel_values}, options)]
+        with torch.inference_mode():
+            encoder_outputs = self.model.encoder(pixel_values=pixel_values.to(self.device, self.dtype))
+            tags = self._tags(encoder_outputs.last_hidden_state)
+        groups = generate(self.model, {"encoder_outputs": encoder_outputs}, options)
+        return [self._caption(group, seen) for group, seen in zip(groups, tags, strict=True)]
 
-    def _caption(self, hypotheses: list[Hypothesis]) -> Caption:
+    def _tags(self, encoder_hidden_states: Tensor) -> list[tuple[Tag, ...]]:
+        """For each image the tags more likely than not, or its one class; most probable first."""
+        head, config = self.model.heads.tags, self.model.config
+        if head is None:
+            return [()] * len(encoder_hidden_states)
+        logits = head(encoder_hidden_states).float()
+        if config.problem_type == "single_label_classification":
+            scores, classes = logits.softmax(-1).max(-1)
+            return [(Tag(config.tags[number], score),) for number, score in zip(classes, scores.tolist(), strict=True)]
+        rows = [[Tag(*pair) for pair in zip(config.tags, row, strict=True)] for row in logits.sigmoid().tolist()]
+        likely = [[tag for tag in row if tag.score >= 0.5] for row in rows]
+        return [tuple(sorted(row, key=lambda tag: -tag.score)) for row in likely]
+
+    def _caption(self, hypotheses: list[Hypothesis], tags: tuple[Tag, ...] = ()) -> Caption:
         best, *others = hypotheses
         tokenizer = self.processor.tokenizer
         pieces = tokenizer.convert_ids_to_tokens(list(best.token_ids))
@@ -154,6 +170,7 @@ class Captioner:
             confidence=math.exp(best.mean_log_prob),
             tokens=tuple(Token(*pair) for pair in zip(pieces, best.log_probs, strict=True)),
             alternatives=tuple(self._caption([other]) for other in others),
+            tags=tags,
         )
 
 

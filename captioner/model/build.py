@@ -15,27 +15,48 @@ from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerImageProcessor
 
 
-def build_model(config: CaptionerConfig, encoder_weights: str | bool = False) -> CaptionerForConditionalGeneration:
-    """A captioner with a fresh decoder; its trunk random (False), timm's own (True) or from a safetensors file.
+def build_model(config: CaptionerConfig) -> CaptionerForConditionalGeneration:
+    """A captioner with random weights.
 
     Raises:
-        ValueError: timm has no such model; the weights file is absent, not safetensors, or not of this trunk.
+        ValueError: timm has no such model.
     """
     if ":" not in config.encoder_name and not timm.is_model(config.encoder_name):  # hf-hub:owner/name is timm's to find
         near = difflib.get_close_matches(config.encoder_name, timm.list_models(), 1)
         raise ValueError(f"timm has no {config.encoder_name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    model = CaptionerForConditionalGeneration(config)
+    return CaptionerForConditionalGeneration(config)
+
+
+def load_trunk(model: CaptionerForConditionalGeneration, weights: str) -> list[str]:
+    """Give the trunk pretrained weights, position embeddings resampled to its image size: timm's own, by a timm name
+    with its tag, or those of a safetensors file in timm's naming.
+
+    Returns:
+        The names of the tensors that the trunk has no place for: a classifier's.
+
+    Raises:
+        ValueError: the file is absent, not safetensors, or not of this trunk; timm has no such weights.
+    """
     trunk = model.encoder.trunk.model
-    if encoder_weights is True:
-        trunk.load_state_dict(create_trunk(config, pretrained=True).state_dict())
-    elif encoder_weights:
-        classifiers = trunk.pretrained_cfg.get("classifier") or ()
-        heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-        trunk.load_state_dict(_trunk_from_file(config, Path(encoder_weights), heads).state_dict())
-    return model
+    if names_timm_model(weights):
+        trunk.load_state_dict(create_trunk(model.config, weights, pretrained=True).state_dict())
+        return []
+    loaded, left = _trunk_from_file(model.config, Path(weights), _classifier_of(trunk))
+    trunk.load_state_dict(loaded.state_dict())
+    return left
 
 
-def _trunk_from_file(config: CaptionerConfig, path: Path, heads: tuple[str, ...]) -> nn.Module:
+def names_timm_model(name: str) -> bool:
+    """Whether timm has this model, be it with a tag for its weights (`resnet50.a1_in1k`) or without."""
+    return bool(timm.is_model(name.partition(".")[0]))
+
+
+def _classifier_of(trunk: nn.Module) -> tuple[str, ...]:
+    names = trunk.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _trunk_from_file(config: CaptionerConfig, path: Path, heads: tuple[str, ...]) -> tuple[nn.Module, list[str]]:
     """timm's own loader does the work: position embeddings of another image size fit themselves."""
     if path.suffix != ".safetensors" or not path.is_file():
         raise ValueError(f"encoder weights {path}: not an existing .safetensors file")
@@ -43,12 +64,13 @@ def _trunk_from_file(config: CaptionerConfig, path: Path, heads: tuple[str, ...]
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"encoder weights {path} cannot be read: {error}") from error
-    body = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[0] not in heads}
+    left = sorted(name for name in weights if name.rpartition(".")[0] in heads)
+    body = {name: tensor for name, tensor in weights.items() if name not in left}
     # A file of no classes, as the trunk has none, is loaded strictly. Else timm lets a file of another model pass for
     # one with a new head, and leaves the trunk random.
     overlay = {"state_dict": body, "num_classes": 0, "label_offset": 0}
     try:
-        return create_trunk(config, pretrained=True, pretrained_cfg_overlay=overlay)
+        return create_trunk(config, pretrained=True, pretrained_cfg_overlay=overlay), left
     except (RuntimeError, KeyError) as error:
         reason = textwrap.shorten(str(error), 300)
         raise ValueError(f"encoder weights {path} do not fit {config.encoder_name}: {reason}") from error

@@ -21,6 +21,10 @@ class CaptionerConfig(PreTrainedConfig):
         hidden_size: width of these layers and of the decoder.
         num_hidden_layers: decoder layers.
         max_position_embeddings: longest decoder sequence, start token included.
+        tags: names of the classes that the tag head tells apart; none, no head. `problem_type` says whether an image
+            has one of them ("single_label_classification") or any number.
+        contrastive_size: width of the space that images and captions share; 0, no such head.
+        teacher_classes: classes of the teacher whose judgement a head learns to repeat; 0, no such head.
     """
 
     model_type = "captioner"
@@ -40,6 +44,9 @@ class CaptionerConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     max_position_embeddings: int = 64
+    tags: list[str] = field(default_factory=list)
+    contrastive_size: int = 0
+    teacher_classes: int = 0
     pad_token_id: int = 0
     bos_token_id: int = 1
     eos_token_id: int = 2

@@ -23,18 +23,19 @@ class CaptionerDecoder(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        encoder_hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None,
         attention_mask: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
     ) -> Tensor:
         """Token ids [B * K, T] and image tokens [B, P, D] -> hidden states [B * K, T, D].
 
+        Without image tokens it is a language model: its layers go without their cross-attention.
         `attention_mask` [B * K, past + T], 0 at padding, is needed only where sequences are padded on the left.
 
         Raises:
             ValueError: more tokens than positions, or captions that do not divide among the images.
         """
-        if input_ids.shape[0] % encoder_hidden_states.shape[0]:
+        if encoder_hidden_states is not None and input_ids.shape[0] % encoder_hidden_states.shape[0]:
             raise ValueError(
                 f"{input_ids.shape[0]} captions do not divide among {encoder_hidden_states.shape[0]} images"
             )

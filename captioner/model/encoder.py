@@ -61,23 +61,25 @@ class TimmTrunk(nn.Module):
         return rows, num_patches // rows
 
 
-def create_trunk(config: CaptionerConfig, **kwargs: Any) -> Any:
+def create_trunk(config: CaptionerConfig, name: str | None = None, **kwargs: Any) -> Any:
     """The timm model (a module with more to it than `nn.Module` tells) without its head.
 
-    Random unless `kwargs` ask for weights, which a constructor never does.
+    Random unless `kwargs` ask for weights, which a constructor never does; `name`, default `config.encoder_name`, may
+    then tell which by its tag.
 
     Raises:
         ValueError: `encoder_kwargs` has a key that the model does not know.
     """
+    name = name or config.encoder_name
     arguments = {"num_classes": 0, **config.encoder_kwargs, **kwargs}
     try:
         # At once, not resized after loading: position embeddings would pass through the trunk's own size and blur.
-        trunk = timm.create_model(config.encoder_name, **{"img_size": config.image_size, **arguments})
+        trunk = timm.create_model(name, **{"img_size": config.image_size, **arguments})
     except TypeError:  # a CNN, which takes images of any size
         try:
-            trunk = timm.create_model(config.encoder_name, **arguments)
+            trunk = timm.create_model(name, **arguments)
         except TypeError as error:
-            raise ValueError(f"encoder_kwargs of {config.encoder_name}: {error}") from error
+            raise ValueError(f"encoder_kwargs of {name}: {error}") from error
     # A head that never runs would leave parameters without gradients, which data-parallel training refuses.
     trunk.reset_classifier(0, "")
     for name in ("fc_norm", "head"):

@@ -101,9 +101,10 @@ class TransformerLayer(GradientCheckpointingLayer):
         is_causal: bool = False,
         past_key_values: EncoderDecoderCache | None = None,
     ) -> Tensor:
+        """Without `encoder_hidden_states` the layer goes without its cross-attention."""
         attended = self.self_attn(self.self_attn_norm(hidden_states), attention_mask, is_causal, past_key_values)
         hidden_states = hidden_states + self.dropout(attended)
-        if self.cross_attn is not None and self.cross_attn_norm is not None:
+        if encoder_hidden_states is not None and self.cross_attn is not None and self.cross_attn_norm is not None:
             attended = self.cross_attn(self.cross_attn_norm(hidden_states), encoder_hidden_states, past_key_values)
             hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))

@@ -8,12 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from .configuration_captioner import CaptionerConfig
 from .decoder import CaptionerDecoder
 from .encoder import CaptionerEncoder, create_trunk
+from .heads import CaptionerHeads, ContrastiveHead
 
 IGNORE_INDEX = -100
 
@@ -59,9 +61,15 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.encoder = CaptionerEncoder(config)
         self.decoder = CaptionerDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.heads = CaptionerHeads(config)
         for module in self.encoder.trunk.model.modules():
             module._is_hf_initialized = True  # timm initialised it; transformers' own scheme would spoil it
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ContrastiveHead):
+            init.constant_(module.logit_scale, ContrastiveHead.INITIAL_LOGIT_SCALE)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

@@ -18,13 +18,17 @@ from torch import Tensor, nn
 
 @dataclass
 class Progress:
-    """Where the training stands: `epoch` epochs of the recipe are done, and `step` optimizer steps of the next."""
+    """Where the training stands: `epoch` stretches of the recipe are done, and `step` optimizer steps of the next.
+
+    `history` holds the scores of every validation, `captions` what the last one said of the photos it showed.
+    """
 
     epoch: int = 0
     step: int = 0
     global_step: int = 0
     best: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+    captions: dict[str, str] = field(default_factory=dict)
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.data.dataset import Batch, CaptionDataset, load_batches
+from captioner.data.shards import ShardMember
 from captioner.errors import CaptionerError
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
@@ -102,6 +103,8 @@ def _identity(image: object) -> bytes:
     """What changes when an image does: its bytes, or its file's name, size and time."""
     if isinstance(image, bytes):
         return image
+    if isinstance(image, ShardMember):
+        return _identity(image.path) + f"{image.member}\0{image.offset}\0{image.size}\0".encode()
     if isinstance(image, str):
         status = os.stat(image)
         return f"{image}\0{status.st_size}\0{status.st_mtime_ns}\0".encode()

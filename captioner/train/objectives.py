@@ -1,76 +1,185 @@
 """What is learnt: each objective gives a summed loss, and says how many items it sums over.
 
-Shapes: B images, K captions an image (given, drawn, or both), T tokens.
+Shapes: B images, K captions an image (given, drawn, or both), T tokens, D width, V vocabulary, C classes.
 """
+
+from collections.abc import Set
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captioner.config import Objective, PhaseConfig
+from captioner.config import Objective, PhaseConfig, TagsConfig
 from captioner.data.dataset import Batch
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration, caption_cross_entropy
+from captioner.train.contrastive import contrastive_loss
 from captioner.train.rewards import SelfCritic, policy_gradient_loss
+from captioner.train.teacher import Teacher
+
+Losses = dict[Objective, Tensor]
 
 
-def item_counts(batch: Batch, phase: PhaseConfig) -> dict[Objective, int]:
-    """Items of each objective in a batch; known before the forward pass, so that one mean can span many batches."""
-    valid = batch.labels != IGNORE_INDEX
-    captioned_images = int(valid.view(len(batch.ids), -1).any(1).sum())
-    return {"captioning": int(valid.sum()), "reward": captioned_images * phase.reward.num_samples}
+class JointModel(nn.Module):
+    """One pass for all objectives of a step: what is wrapped for many processes, whose gradients come together once."""
+
+    def __init__(self, captioner: CaptionerForConditionalGeneration) -> None:
+        super().__init__()
+        self.captioner = captioner
+
+    def forward(
+        self,
+        encoder_inputs: dict[str, Tensor],
+        decoder_input_ids: Tensor | None,
+        text: tuple[Tensor, Tensor] | None,
+        objectives: Set[Objective],
+    ) -> dict[str, Tensor]:
+        """Encode the images once, and read off them what the objectives ask for.
+
+        Args:
+            encoder_inputs: of the encoder; empty where there are words alone, and the decoder is a language model.
+            decoder_input_ids: [B * K, T] for the logits [B * K, T, V].
+            text: for the contrastive objective, [N, T] decoder inputs of captions and [N] their last positions.
+        """
+        captioner, heads, outputs = self.captioner, self.captioner.heads, {}
+        image_states = captioner.encoder(**encoder_inputs).last_hidden_state if encoder_inputs else None
+        if decoder_input_ids is not None:
+            outputs["logits"] = captioner.lm_head(captioner.decoder(decoder_input_ids, image_states))
+        if "tags" in objectives and heads.tags is not None:
+            outputs["tag_logits"] = heads.tags(image_states)
+        if "distillation" in objectives and heads.teacher is not None:
+            outputs["teacher_logits"] = heads.teacher(image_states)
+        if text is not None and heads.contrastive is not None:
+            input_ids, last = text
+            states = captioner.decoder(input_ids, None)[torch.arange(len(last), device=last.device), last]
+            outputs["images"], outputs["texts"], outputs["scale"] = heads.contrastive(image_states, states)
+        return outputs
 
 
-def summed_losses(
-    model: CaptionerForConditionalGeneration,
-    wrapped: nn.Module,
-    batch: Batch,
-    phase: PhaseConfig,
-    critic: SelfCritic | None,
-    step: int,
-) -> tuple[dict[Objective, Tensor], dict[Objective, Tensor]]:
-    """Losses of the phase's objectives from one pass: captions given and captions drawn share an image's encoding.
+@dataclass(frozen=True)
+class Objectives:
+    """The losses of a recipe, with what they need beside the model."""
 
-    `wrapped` is `model` as prepared for many processes; `critic` is needed for the reward, and `step` seeds its draws.
+    captioner: CaptionerForConditionalGeneration
+    critic: SelfCritic | None
+    teacher: Teacher | None
+    tags: TagsConfig | None
 
-    Returns:
-        By objective, the loss and what else is to be logged of it, both summed over its items.
+    def item_counts(self, batch: Batch, phase: PhaseConfig) -> dict[Objective, int]:
+        """Items of each objective in a batch; known before the forward pass, so that one mean can span many batches."""
+        tokens = int((batch.labels != IGNORE_INDEX).sum())
+        captioned = int(batch.captioned.sum())
+        tagged = 0
+        if batch.tags is not None:
+            per_image = batch.tags.shape[1] if self._many_tags else 1
+            tagged = int((batch.tags[:, 0] != IGNORE_INDEX).sum()) * per_image
+        return {
+            "captioning": tokens,
+            "language_modeling": tokens,
+            "reward": captioned * phase.reward.num_samples,
+            "contrastive": captioned,
+            "tags": tagged,
+            "distillation": len(batch.ids) - len(batch.errors),
+        }
+
+    def summed_losses(self, joint: nn.Module, batch: Batch, phase: PhaseConfig, step: int) -> tuple[Losses, Losses]:
+        """Losses of the phase's objectives from one pass: captions given and captions drawn share an image's encoding.
+
+        `joint` is the `JointModel` as prepared for many processes; `step` seeds what is drawn.
+
+        Returns:
+            By objective, the loss and what else is to be logged of it, both summed over its items.
+        """
+        names = phase.objectives.keys()
+        given = batch.labels.unflatten(0, (max(len(batch.ids), 1), -1))
+        labels: Losses = {
+            name: given for name in names & {"captioning", "language_modeling"}
+        }  # by objective, [B, K, T]
+        if "reward" in names:
+            assert self.critic is not None
+            drawn = self.critic.draw(self.captioner, batch, phase.reward, step)
+            labels["reward"] = drawn.labels
+        side_by_side = _side_by_side(list(labels.values())) if labels else None
+        text = self._text(given, batch.captioned, step) if "contrastive" in names else None
+        outputs = joint(batch.encoder_inputs, self._decoder_inputs(side_by_side, phase), text, names)
+
+        losses: Losses = {}
+        logged: Losses = {}
+        for name, logits in _apart(outputs.get("logits"), labels).items():
+            if name == "reward":
+                losses[name] = policy_gradient_loss(logits, drawn.labels, drawn.advantages)
+                logged[name] = drawn.rewards.sum()
+            else:
+                losses[name], _ = caption_cross_entropy(logits, labels[name], phase.label_smoothing)
+        if "contrastive" in names:
+            losses["contrastive"] = contrastive_loss(
+                outputs["images"][batch.captioned], outputs["texts"], outputs["scale"]
+            )
+        if "tags" in names:
+            losses["tags"] = self._tag_loss(outputs["tag_logits"], batch)
+        if "distillation" in names:
+            assert self.teacher is not None
+            readable = [row for row in range(len(batch.ids)) if row not in batch.errors]
+            pixel_values = batch.encoder_inputs["pixel_values"][readable]
+            losses["distillation"] = self.teacher.loss(outputs["teacher_logits"][readable], pixel_values)
+        return losses, logged
+
+    @property
+    def _many_tags(self) -> bool:
+        return self.tags is not None and self.tags.problem_type == "multi_label_classification"
+
+    def _decoder_inputs(self, labels: Tensor | None, phase: PhaseConfig) -> Tensor | None:
+        if labels is None:
+            return None
+        input_ids = self.captioner.prepare_decoder_input_ids_from_labels(labels.flatten(0, 1))
+        pad_token_id = self.captioner.config.pad_token_id
+        return hide_words(input_ids, phase.word_dropout, pad_token_id) if phase.word_dropout > 0 else input_ids
+
+    def _text(self, labels: Tensor, captioned: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """One caption of every captioned image, another at another step, and where it has been read to its end."""
+        valid = labels != IGNORE_INDEX
+        number_of_captions = valid.any(2).sum(1).clamp(min=1)
+        rows = torch.arange(len(labels), device=labels.device)
+        chosen = labels[rows, step % number_of_captions][captioned]
+        last = (chosen != IGNORE_INDEX).sum(1) - 1
+        return self.captioner.prepare_decoder_input_ids_from_labels(chosen), last
+
+    def _tag_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        assert batch.tags is not None and self.tags is not None
+        labelled = batch.tags[:, 0] != IGNORE_INDEX
+        logits, targets = logits[labelled].float(), batch.tags[labelled].float()
+        if not self._many_tags:
+            return F.cross_entropy(logits, targets, reduction="sum")
+        if self.tags.loss == "asymmetric":
+            return asymmetric_loss(logits, targets)
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+
+
+def asymmetric_loss(logits: Tensor, targets: Tensor, gamma_negative: float = 4.0, margin: float = 0.05) -> Tensor:
+    """Summed loss of many labels, few of them true (Ridnik et al. 2021, https://arxiv.org/abs/2009.14119, eq. 7): what
+    is absent counts the less the surer the model is of it, and not at all below a probability of `margin`.
+
+    `logits` [B, C]; `targets` [B, C], 0 or 1.
     """
-    labels: dict[Objective, Tensor] = {}  # by objective, [B, K, T]
-    if "captioning" in phase.objectives:
-        labels["captioning"] = batch.labels.unflatten(0, (len(batch.ids), -1))
-    if "reward" in phase.objectives:
-        assert critic is not None
-        drawn = critic.draw(model, batch, phase.reward, step)
-        labels["reward"] = drawn.labels
-    logits = dict(zip(labels, _logits(model, wrapped, batch, list(labels.values()), phase.word_dropout), strict=True))
-    losses: dict[Objective, Tensor] = {}
-    logged: dict[Objective, Tensor] = {}
-    if "captioning" in phase.objectives:
-        losses["captioning"], _ = caption_cross_entropy(
-            logits["captioning"], labels["captioning"], phase.label_smoothing
-        )
-    if "reward" in phase.objectives:
-        losses["reward"] = policy_gradient_loss(logits["reward"], drawn.labels, drawn.advantages)
-        logged["reward"] = drawn.rewards.sum()
-    return losses, logged
+    shifted = (logits.sigmoid() - margin).clamp(min=0)
+    present = targets * F.logsigmoid(logits)
+    absent = (1 - targets) * shifted**gamma_negative * torch.log1p(-shifted)
+    return -(present + absent).sum()
 
 
-def _logits(
-    model: CaptionerForConditionalGeneration,
-    wrapped: nn.Module,
-    batch: Batch,
-    labels: list[Tensor],
-    word_dropout: float,
-) -> list[Tensor]:
-    """Logits [B, K, T, V] of each of the label sets [B, K, T], all decoded against one encoding of the images."""
+def _side_by_side(labels: list[Tensor]) -> Tensor:
+    """Label sets [B, K, T] of different K and T -> one [B, sum of K, longest T]."""
     longest = max(rows.shape[2] for rows in labels)
-    side_by_side = torch.cat([F.pad(rows, (0, longest - rows.shape[2]), value=IGNORE_INDEX) for rows in labels], dim=1)
-    decoder_input_ids = model.prepare_decoder_input_ids_from_labels(side_by_side.flatten(0, 1))
-    if word_dropout > 0:
-        decoder_input_ids = hide_words(decoder_input_ids, word_dropout, model.config.pad_token_id)
-    logits = wrapped(**batch.encoder_inputs, decoder_input_ids=decoder_input_ids).logits
-    parts = logits.unflatten(0, side_by_side.shape[:2]).split([rows.shape[1] for rows in labels], dim=1)
-    return [part[:, :, : rows.shape[2]] for part, rows in zip(parts, labels, strict=True)]
+    return torch.cat([F.pad(rows, (0, longest - rows.shape[2]), value=IGNORE_INDEX) for rows in labels], dim=1)
+
+
+def _apart(logits: Tensor | None, labels: Losses) -> Losses:
+    """Logits [B * sum of K, T, V] of label sets that were side by side -> those of each set [B, K, T, V]."""
+    if logits is None:
+        return {}
+    images, captions = len(next(iter(labels.values()))), [rows.shape[1] for rows in labels.values()]
+    parts = logits.unflatten(0, (images, sum(captions))).split(captions, dim=1)
+    return {name: part[:, :, : rows.shape[2]] for part, (name, rows) in zip(parts, labels.items(), strict=True)}
 
 
 def hide_words(input_ids: Tensor, share: float, pad_token_id: int) -> Tensor:

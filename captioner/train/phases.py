@@ -9,31 +9,46 @@ from timm.layers import DropPath
 from timm.models import group_parameters
 from torch import nn
 
-from captioner.config import PARTS, OptimizationConfig, PhaseConfig
+from captioner.config import TEACHES, Objective, OptimizationConfig, Part, PhaseConfig
 from captioner.errors import CaptionerError
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+
+OBJECTIVE_OF_HEAD: dict[str, Objective] = {
+    "tags": "tags",
+    "teacher": "distillation",
+    "contrastive": "contrastive",
+}
 
 
 @dataclass(frozen=True)
 class ParameterPlace:
-    """Where a parameter belongs: its part, and how many trunk blocks lie between it and the trunk's output."""
+    """Where a parameter belongs: its part, how many trunk blocks lie between it and the trunk's output, and the
+    objectives whose gradient reaches it."""
 
-    part: str
+    part: Part
+    taught_by: frozenset[Objective]
     depth: int = 0
 
 
 def parameter_places(model: CaptionerForConditionalGeneration) -> dict[str, ParameterPlace]:
     """Every parameter's place by its name."""
-    depths = trunk_depths(model.encoder.trunk.model)
-    places = {}
-    for name, _ in model.named_parameters():
-        if name.startswith("encoder.trunk.model."):
-            places[name] = ParameterPlace("trunk", depths[name.removeprefix("encoder.trunk.model.")])
-        elif name.startswith("encoder.bridge."):
-            places[name] = ParameterPlace("bridge")
-        else:
-            places[name] = ParameterPlace("decoder")
-    return places
+    depths = {f"encoder.trunk.model.{name}": depth for name, depth in trunk_depths(model.encoder.trunk.model).items()}
+    return {name: _place(name, depths.get(name, 0)) for name, _ in model.named_parameters()}
+
+
+def _place(name: str, depth: int) -> ParameterPlace:
+    match name.split("."):
+        case ["encoder", "trunk", *_]:
+            return ParameterPlace("trunk", TEACHES["trunk"], depth)
+        case ["encoder", *_]:
+            return ParameterPlace("bridge", TEACHES["bridge"])
+        case ["decoder", "embed_tokens" | "embed_positions", *_]:
+            return ParameterPlace("embeddings", TEACHES["embeddings"])
+        case ["decoder", "layers", _, "cross_attn" | "cross_attn_norm", *_]:
+            return ParameterPlace("decoder", frozenset({"captioning", "reward"}))
+        case ["heads", head, *_]:
+            return ParameterPlace("heads", frozenset({OBJECTIVE_OF_HEAD[head]}))
+    return ParameterPlace("decoder", TEACHES["decoder"])
 
 
 def trunk_depths(trunk: nn.Module) -> dict[str, int]:
@@ -67,9 +82,17 @@ def set_modes(model: CaptionerForConditionalGeneration, phase: PhaseConfig) -> N
 
 
 def learns(place: ParameterPlace, phase: PhaseConfig) -> bool:
-    if place.part not in phase.learning_rates:
+    """Whether a parameter has a rate in the phase, and an objective that reaches it: one without a gradient would hold
+    up data-parallel training."""
+    if peak_rate(place.part, phase) == 0 or not place.taught_by & phase.objectives.keys():
         return False
     return place.part != "trunk" or phase.trunk_blocks is None or place.depth < phase.trunk_blocks
+
+
+def peak_rate(part: Part, phase: PhaseConfig) -> float:
+    """A part's rate in the phase, 0 where it rests."""
+    implied = phase.learning_rates.get("decoder", 0.0) if part == "embeddings" else 0.0
+    return phase.learning_rates.get(part, implied)
 
 
 def build_optimizer(model: CaptionerForConditionalGeneration, config: OptimizationConfig) -> torch.optim.AdamW:
@@ -108,9 +131,8 @@ def set_rates(optimizer: torch.optim.Optimizer, phase: PhaseConfig, step: int, t
     shape = schedule(step, total_steps, phase.warmup_fraction, phase.final_rate_fraction)
     for group in optimizer.param_groups:
         place: ParameterPlace = group["place"]
-        peak = phase.learning_rates.get(place.part, 0.0)  # type: ignore[call-overload]
-        group["lr"] = peak * shape * (phase.layer_decay**place.depth if place.part == "trunk" else 1.0)
-    return {part: phase.learning_rates[part] * shape for part in PARTS if part in phase.learning_rates}
+        group["lr"] = peak_rate(place.part, phase) * shape * phase.layer_decay**place.depth
+    return {part: rate * shape for part, rate in phase.learning_rates.items()}
 
 
 def schedule(step: int, total_steps: int, warmup_fraction: float, final_fraction: float) -> float:

@@ -64,7 +64,7 @@ class SelfCritic:
                 baseline = self.reward(batch.ids, most_probable_captions(model, encoder_hidden_states, self.max_tokens))
             else:
                 baseline = (rewards.sum(1, keepdim=True) - rewards) / (config.num_samples - 1)
-        captioned = (batch.labels != IGNORE_INDEX).view(len(batch.ids), -1).any(1, keepdim=True)
+        captioned = batch.captioned[:, None]
         return DrawnCaptions(labels, rewards * captioned, (rewards - baseline) * captioned)
 
     def reward(self, images: Sequence[str | int], labels: Tensor) -> Tensor:

@@ -14,29 +14,27 @@ from typing import Any, cast
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from captioner.config import PhaseConfig, RunConfig, ScheduledEpoch, SourceConfig
-from captioner.data.dataset import Batch, CaptionDataset, bucketed_batches, load_batches
-from captioner.data.sources import Sample, load_samples
-from captioner.data.tokenizer import train_tokenizer
+from captioner.config import PhaseConfig, RunConfig, SourceConfig, Stretch
+from captioner.data.dataset import Batch, CaptionDataset, Place, TextDataset, load_batches
+from captioner.data.images import load_image
 from captioner.errors import CaptionerError
-from captioner.hub import find_model, load_model
-from captioner.infer.generation import GenerationOptions, generate
 from captioner.metrics.score import score_captions
-from captioner.model.build import build_image_processor, build_model
-from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-from captioner.model.processing_captioner import CaptionerProcessor
-from captioner.model.tokenization_captioner import CaptionerTokenizer
 from captioner.train import checkpoint
+from captioner.train.build import build_captioner
+from captioner.train.data import TrainingData
 from captioner.train.features import cache_features
-from captioner.train.objectives import item_counts, summed_losses
+from captioner.train.objectives import JointModel, Losses, Objectives
 from captioner.train.phases import apply_phase, build_optimizer, set_modes, set_rates
+from captioner.train.report import ReportPhoto, write_report
 from captioner.train.rewards import SelfCritic
+from captioner.train.teacher import Teacher, load_classifier
+from captioner.train.validation import caption_images
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +53,7 @@ class Trainer:
     """One training: what is built once, and the loop over it.
 
     Its folder holds `config.yaml` (the recipe as run), `best/` (a model folder: the weights with the best validation
-    score), `last/` (all that resuming needs) and `log.jsonl`.
+    score), `last/` (all that resuming needs), `log.jsonl` and `report.html` (a page to watch it by).
     """
 
     def __init__(self, config: RunConfig, resume: bool) -> None:
@@ -72,15 +70,19 @@ class Trainer:
             raise CaptionerError(f"{self.output_dir} holds a training: pass --resume, or set another output_dir")
         set_seed(config.seed)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.train_samples = self._load_source(config.data.train)
-        self.validation_samples = self._load_source(config.data.validation)[: config.validation.max_images]
-        self.processor, self.model = self._build()
-        self.critic = self._build_critic()
+        self.data = TrainingData(config, self._say)
+        teacher = load_classifier(config.teacher) if config.teacher and config.uses("distillation") else None
+        self.processor, self.model = build_captioner(
+            config, self.data.captions(), self._heads(teacher), self.accelerator, self._say
+        )
         self.model.to(self.accelerator.device)
+        self.joint = JointModel(self.model)
+        self.objectives = Objectives(self.model, self._build_critic(), self._build_teacher(teacher), config.tags)
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, config.optimization))
         decay = config.optimization.ema_decay
         self.averaged = AveragedModel(self.model, multi_avg_fn=_warmed_up_average(decay)) if decay else None
         self.progress = checkpoint.Progress()
+        self.micro_batch = config.optimization.batch_size
         if found:
             self._load(self.last)
         self._truncate_log()
@@ -98,20 +100,27 @@ class Trainer:
 
     def run(self) -> Path:
         current = None
-        for epoch in self.config.schedule()[self.progress.epoch :]:
-            phase = epoch.phase
-            if phase is not current:
-                current = phase
-                self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-                apply_phase(self.model, phase)
-                self._rest_at_averages()
-                model = self.accelerator.prepare_model(self.model)
-                train_set, validation_set = self._datasets(phase)
-            train_set.epoch = self.progress.epoch
-            self._run_epoch(model, train_set, epoch)
-            self._finish_epoch(epoch, validation_set)
+        for stretch in self.config.schedule()[self.progress.epoch :]:
+            if self._plateaued(stretch.phase):
+                self.progress.epoch += 1
+                continue
+            if stretch.phase is not current:
+                current = stretch.phase
+                model, train_set, validation_set = self.enter(current)
+            self._run_stretch(model, train_set, validation_set, stretch)
         self.accelerator.end_training()
+        self._say(f"{self.best}: the best checkpoint; {self.output_dir / 'report.html'}: what it learnt, and how")
         return self.best
+
+    def enter(self, phase: PhaseConfig) -> tuple[nn.Module, CaptionDataset | TextDataset, CaptionDataset]:
+        """Begin a phase: the model as prepared for it, the images it learns from, and those it is validated on."""
+        self.accelerator.unwrap_model(self.joint, keep_fp32_wrapper=False)
+        apply_phase(self.model, phase)
+        self._rest_at_averages()
+        model = self.accelerator.prepare_model(self.joint)
+        train_set, validation_set = self._datasets(phase)
+        self.micro_batch = self._fit_micro_batch(model, train_set, phase)
+        return model, train_set, validation_set
 
     @torch.no_grad()
     def _rest_at_averages(self) -> None:
@@ -121,41 +130,68 @@ class Trainer:
                 if not parameter.requires_grad:
                     parameter.copy_(average)
 
-    def _run_epoch(self, model: nn.Module, train_set: CaptionDataset, epoch: ScheduledEpoch) -> None:
-        phase = epoch.phase
-        steps = self._steps(train_set)
+    def _run_stretch(
+        self,
+        model: nn.Module,
+        train_set: CaptionDataset | TextDataset,
+        validation_set: CaptionDataset,
+        stretch: Stretch,
+    ) -> None:
+        phase = stretch.phase
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        steps = self.data.steps(train_set.lengths(), stretch, self.progress.epoch, process, processes)
         remaining = steps[self.progress.step :]
-        loader = self._loader(train_set, [indices for step in remaining for indices in step])
-        bar = self._bar(f"{phase.name} {epoch.number + 1}/{epoch.total}", len(steps))
+        loader = self._loader(train_set, [places for step in remaining for places in step])
+        bar = tqdm(total=len(steps), initial=self.progress.step, desc=str(stretch), disable=self._quiet, leave=False)
         set_modes(self.model, phase)
         for step in remaining:
-            done = epoch.number * len(steps) + self.progress.step
-            rates = set_rates(self.optimizer, phase, done, epoch.total * len(steps))
+            done = stretch.number * len(steps) + self.progress.step
+            rates = set_rates(self.optimizer, phase, done, stretch.total * len(steps))
             losses = self._step(model, [next(loader).to(self.accelerator.device) for _ in step], phase)
             self.progress.step += 1
             self.progress.global_step += 1
             self._log({"phase": phase.name, **losses, **{f"rate/{part}": rate for part, rate in rates.items()}})
             bar.set_postfix(loss=f"{losses['loss']:.3f}", rate=f"{max(rates.values()):.1e}", refresh=False)
             bar.update()
-            if self.progress.global_step % self.config.checkpoint_every_steps == 0 and self.progress.step < len(steps):
-                self._save_last()
+            if self.progress.step < len(steps):
+                if self._due(self.config.validation.every_steps):
+                    self._validate(validation_set, stretch)
+                    self._save_last()
+                    if self._plateaued(phase):
+                        break
+                    set_modes(self.model, phase)
+                elif self._due(self.config.checkpoint_every_steps):
+                    self._save_last()
         bar.close()
+        self.progress.epoch += 1
+        self.progress.step = 0
+        every, last = self.config.validation.every_steps, self.progress.epoch == len(self.config.schedule())
+        if every is None or self._due(every) or last:
+            self._validate(validation_set, stretch)
+        self._save_last()
+
+    def _due(self, every_steps: int | None) -> bool:
+        return every_steps is not None and self.progress.global_step % every_steps == 0
+
+    def _plateaued(self, phase: PhaseConfig) -> bool:
+        """Whether the phase has been validated `patience` times without a better score than before."""
+        settings = self.config.validation
+        scores = [entry[settings.metric] for entry in self.progress.history if entry["phase"] == phase.name]
+        since_best = len(scores) - 1 - scores.index(max(scores)) if scores else 0
+        return settings.patience is not None and since_best >= settings.patience
 
     def _step(self, model: nn.Module, batches: Sequence[Batch], phase: PhaseConfig) -> dict[str, float]:
-        """One optimizer step over this process's micro-batches; gives the losses, each a mean over all processes."""
-        names = list(phase.objectives)
-        items = self._sum_over_processes([sum(item_counts(batch, phase)[name] for batch in batches) for name in names])
+        """One optimizer step over this process's batches; gives the losses, each a mean over all processes."""
+        names, step = list(phase.objectives), self.progress.global_step
+        batches = [part for batch in batches for part in batch.split(self.micro_batch)]
+        counted = [self.objectives.item_counts(batch, phase) for batch in batches]
+        items = self._sum_over_processes([sum(counts[name] for counts in counted) for name in names])
         counts: dict[str, float] = {name: max(count, 1) for name, count in zip(names, items, strict=True)}
         sums: defaultdict[str, float] = defaultdict(float)
-        step = self.progress.global_step
         for number, batch in enumerate(batches):
             self._check_errors(self.config.data.train, batch)
             with self._gradients_synchronised(model, number == len(batches) - 1):
-                with self.accelerator.autocast():
-                    losses, logged = summed_losses(self.model, model, batch, phase, self.critic, step)
-                loss = sum(phase.objectives[name] / counts[name] * losses[name] for name in names)
-                # Gradients are averaged over processes; times their number that is the mean over all items.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
+                losses, logged = self._forward_backward(model, batch, phase, counts, step)
             for name in names:
                 sums[f"loss/{name}"] += losses[name].item() / counts[name]
             for name, total in logged.items():
@@ -165,80 +201,77 @@ class Trainer:
         if not math.isfinite(loss_value):
             ids = ", ".join(str(identifier) for batch in batches for identifier in batch.ids)
             raise CaptionerError(f"step {step + 1}: the loss is {loss_value}; images: {ids}")
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimization.max_grad_norm)
+        norms = self._clip_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
-        return {"loss": loss_value, **means, "grad_norm": float(norm)}
+        return {"loss": loss_value, **means, **norms}
 
-    def _finish_epoch(self, epoch: ScheduledEpoch, validation_set: CaptionDataset) -> None:
-        scores = self.validate(validation_set)
-        self.progress.epoch += 1
-        self.progress.step = 0
-        self.progress.history.append({"phase": epoch.phase.name, "epoch": epoch.number + 1, **scores})
-        self._log({"phase": epoch.phase.name, **{f"validation/{name}": value for name, value in scores.items()}})
+    def _forward_backward(
+        self, model: nn.Module, batch: Batch, phase: PhaseConfig, counts: dict[str, float], step: int
+    ) -> tuple[Losses, Losses]:
+        with self.accelerator.autocast():
+            losses, logged = self.objectives.summed_losses(model, batch, phase, step)
+        loss = sum(weight / counts[name] * losses[name] for name, weight in phase.objectives.items())
+        # Gradients are averaged over processes; times their number that is the mean over all items.
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+        return losses, logged
+
+    def _clip_gradients(self) -> dict[str, float]:
+        """Clip the gradient; gives its norm before, and that of each part."""
+        total = float(self.accelerator.clip_grad_norm_(self.joint.parameters(), self.config.optimization.max_grad_norm))
+        squares: defaultdict[str, float] = defaultdict(float)
+        for group in self.optimizer.param_groups:
+            gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+            if gradients:
+                squares[group["place"].part] += float(nn.utils.get_total_norm(gradients)) ** 2
+        clipped = math.sqrt(sum(squares.values()))
+        unclipped = total / clipped if clipped else 0.0
+        return {"grad_norm": total, **{f"grad_norm/{part}": math.sqrt(x) * unclipped for part, x in squares.items()}}
+
+    def _validate(self, dataset: CaptionDataset, stretch: Stretch) -> None:
+        """Caption and score the validation images; keep the weights if they are the best so far."""
+        captions = caption_images(
+            self._best_weights(),
+            self.processor,
+            dataset,
+            self.config,
+            self.accelerator,
+            partial(self._check_errors, self.config.data.validation),
+        )
+        scores = score_captions(captions, {row: dataset.samples[row].captions for row in captions}).corpus
+        self.progress.history.append({"phase": stretch.phase.name, "step": self.progress.global_step, **scores})
+        self._log({"phase": stretch.phase.name, **{f"validation/{name}": value for name, value in scores.items()}})
+        self._show(dataset, captions)
         value = scores[self.config.validation.metric]
-        if self.progress.best is None or value > self.progress.best:
+        if self.progress.best is None or value >= self.progress.best:
             self.progress.best = value
             if self.accelerator.is_main_process:
                 checkpoint.replace_folder(self.best, self._write_best)
-        self._save_last()
         summary = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
-        self._say(f"{epoch.phase.name} {epoch.number + 1}/{epoch.total}: {summary} (best {self.progress.best:.4f})")
+        self._say(f"{stretch}: {summary} (best {self.progress.best:.4f})")
 
-    @torch.inference_mode()
-    def validate(self, dataset: CaptionDataset) -> dict[str, float]:
-        """Caption the validation images, each process its share, and score them on every process alike."""
-        settings = self.config.validation
-        model = self._best_weights().eval()
-        options = GenerationOptions(num_beams=settings.num_beams, max_new_tokens=self.config.data.max_caption_tokens)
-        indices = list(range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes))
-        batches = [indices[i : i + settings.batch_size] for i in range(0, len(indices), settings.batch_size)]
-        loader = load_batches(dataset, batches, self.config.data.num_workers)
-        captions = []
-        for rows, batch in zip(batches, tqdm(loader, "validation", disable=self._quiet, leave=False), strict=True):
-            self._check_errors(self.config.data.validation, batch)
-            with self.accelerator.autocast():
-                encoded = model.encoder(**batch.to(self.accelerator.device).encoder_inputs)
-                hypotheses = generate(model, {"encoder_outputs": encoded}, options)
-            texts = self.processor.tokenizer.batch_decode([best.token_ids for best, *_ in hypotheses])
-            captions += [
-                (row, text)
-                for number, (row, text) in enumerate(zip(rows, texts, strict=True))
-                if number not in batch.errors
-            ]
-        found = dict(sorted(gather_object(captions)))
-        for row in list(found)[: settings.samples]:
-            self._say(f"  {dataset.samples[row].id}: {found[row]!r} (reference: {dataset.samples[row].captions[0]!r})")
-        references = {row: dataset.samples[row].captions for row in found}
-        return score_captions(found, references).corpus
-
-    def _steps(self, train_set: CaptionDataset) -> list[list[list[int]]]:
-        """The epoch's steps, each this process's micro-batches of image indices.
-
-        All processes together see the same batches as one process with a batch as large as all of theirs.
-        """
-        settings, processes = self.config.optimization, self.accelerator.num_processes
-        batches = bucketed_batches(
-            train_set.lengths(), settings.batch_size * processes, self.config.seed, train_set.epoch
-        )
-        share = [batch[self.accelerator.process_index :: processes] for batch in batches if len(batch) >= processes]
-        accumulated = settings.gradient_accumulation_steps
-        return [share[i : i + accumulated] for i in range(0, len(share), accumulated)]
-
-    def _datasets(self, phase: PhaseConfig) -> tuple[CaptionDataset, CaptionDataset]:
+    def _datasets(self, phase: PhaseConfig) -> tuple[CaptionDataset | TextDataset, CaptionDataset]:
         """Training and validation images, as cached trunk features where the trunk rests and nothing augments."""
-        config = self.config
-        train_set = CaptionDataset(
-            self.train_samples, self.processor, config.data, phase.augmentation, seed=config.seed
-        )
-        validation_set = CaptionDataset(self.validation_samples, self.processor, config.data)
-        if "trunk" not in phase.learning_rates:
-            self._cache_features(validation_set, config.data.validation)
-            if not phase.augmentation.active:
-                self._cache_features(train_set, config.data.train)
+        train_set, validation_set = self.data.train_set(phase, self.processor), self.data.validation_set(self.processor)
+        if "trunk" not in phase.learning_rates and isinstance(train_set, CaptionDataset):
+            self._cache_features(validation_set, self.config.data.validation)
+            if not phase.augmentation.active and "distillation" not in phase.objectives:  # a teacher wants pixels
+                self._cache_features(train_set, self.config.data.train)
         return train_set, validation_set
+
+    def _show(self, dataset: CaptionDataset, captions: dict[int, str]) -> None:
+        """Put the first photos, with their captions before and now, and the curves so far on the run's page."""
+        rows = [row for row in captions if row < self.config.validation.samples]
+        shown = {str(dataset.samples[row].id): captions[row] for row in rows}
+        if self.accelerator.is_main_process:
+            photos = [
+                ReportPhoto(load_image(sample.image), name, sample.captions[0], self.progress.captions.get(name), now)
+                for (name, now), sample in zip(shown.items(), (dataset.samples[row] for row in rows), strict=True)
+            ]
+            write_report(self.output_dir / "report.html", str(self.output_dir), self.output_dir / "log.jsonl", photos)
+        self.progress.captions = shown
 
     def _cache_features(self, dataset: CaptionDataset, source: SourceConfig) -> None:
         dataset.features = cache_features(
@@ -251,67 +284,59 @@ class Trainer:
             partial(self._check_errors, source),
         )
 
-    def _loader(self, dataset: CaptionDataset, batches: list[list[int]]) -> Iterator[Batch]:
+    def _fit_micro_batch(self, model: nn.Module, train_set: CaptionDataset | TextDataset, phase: PhaseConfig) -> int:
+        """Images that a pass takes at once: all of a batch's, or half of them, or a quarter, as memory allows."""
+        size = self.config.optimization.batch_size
+        if self.accelerator.device.type == "cpu":
+            return size  # where memory runs out without an error that could be caught
+        lengths = train_set.lengths()
+        longest = sorted(range(len(lengths)), key=lambda index: lengths[index])[-size:]
+        batch = next(self._loader(train_set, [[(0, index) for index in longest]])).to(self.accelerator.device)
+        fitting = largest_that_fits(size, lambda size: self._fits(model, batch.split(size)[0], phase))
+        if fitting < size:
+            self._say(f"{phase.name}: {size} images at once exceed the memory; {fitting} at once, accumulated")
+        return fitting
+
+    def _fits(self, model: nn.Module, batch: Batch, phase: PhaseConfig) -> bool:
+        """Whether a pass over the batch succeeds, on every process; it leaves nothing behind."""
+        random_state, fits = checkpoint.random_state(self.accelerator.device), 1.0
+        counts: dict[str, float] = dict.fromkeys(phase.objectives, 1.0)
+        try:
+            with self._gradients_synchronised(model, False):
+                self._forward_backward(model, batch, phase, counts, 0)
+        except torch.OutOfMemoryError:
+            fits = 0.0
+        self.optimizer.zero_grad()
+        torch.cuda.empty_cache()
+        checkpoint.restore_random_state(random_state, self.accelerator.device)
+        return self._sum_over_processes([fits])[0] == self.accelerator.num_processes
+
+    def _loader(self, dataset: CaptionDataset | TextDataset, batches: list[list[Place]]) -> Iterator[Batch]:
         on_gpu = self.accelerator.device.type == "cuda"
         return iter(load_batches(dataset, batches, self.config.data.num_workers, pin_memory=on_gpu))
 
-    def _load_source(self, source: SourceConfig) -> list[Sample]:
-        samples, skips = load_samples(source)
-        for skip in skips[:20]:
-            self._say(f"skipped {skip.where}: {skip.reason}")
-        if skips:
-            self._say(f"{source.path}: {len(skips)} skipped, {len(samples)} kept")
-        if not samples:
-            raise CaptionerError(f"{source.path}: no samples")
-        return samples
-
-    def _build(self) -> tuple[CaptionerProcessor, CaptionerForConditionalGeneration]:
-        processor, model = (
-            self._load_pretrained(self.config.pretrained) if self.config.pretrained else self._build_new()
-        )
-        if self.config.model.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
-        return processor, model
-
-    def _load_pretrained(self, name: str) -> tuple[CaptionerProcessor, CaptionerForConditionalGeneration]:
-        changes = self.config.model.model_dump(include=self.config.model.model_fields_set & {"dropout"})
-        with self.accelerator.main_process_first():  # the others find what it downloaded
-            model, processor = load_model(*find_model(None if name == "bundled" else name), **changes)
-        longest, positions = self.config.data.max_caption_tokens, model.config.max_position_embeddings
-        if longest > positions:
-            raise CaptionerError(f"data.max_caption_tokens {longest} is above the {positions} positions of {name}")
-        return processor, model
-
-    def _build_new(self) -> tuple[CaptionerProcessor, CaptionerForConditionalGeneration]:
-        settings = self.config.model
-        tokenizer = self._tokenizer()
-        fields = settings.model_dump(exclude={"encoder_weights", "gradient_checkpointing", "resize_mode", "crop_pct"})
-        try:
-            model = build_model(CaptionerConfig(**fields, vocab_size=len(tokenizer)), settings.encoder_weights)
-        except (ValueError, RuntimeError) as error:
-            raise CaptionerError(f"model: {error}") from error
-        image_processor = build_image_processor(model, settings.resize_mode, settings.crop_pct)
-        return CaptionerProcessor(image_processor, tokenizer), model
+    def _heads(self, teacher: nn.Module | None) -> dict[str, Any]:
+        """Fields of the model's configuration for the heads that the recipe's objectives need."""
+        heads: dict[str, Any] = {}
+        if self.data.tags and self.config.tags:
+            heads |= {"tags": self.data.tags, "problem_type": self.config.tags.problem_type}
+        if teacher is not None:
+            heads["teacher_classes"] = teacher.num_classes
+        if self.config.uses("contrastive"):
+            heads["contrastive_size"] = self.config.model.contrastive_size
+        return heads
 
     def _build_critic(self) -> SelfCritic | None:
-        if not any("reward" in epoch.phase.objectives for epoch in self.config.schedule()):
+        if not self.config.uses("reward"):
             return None
-        captions = {sample.id: sample.captions for sample in self.train_samples}
+        captions = {sample.id: sample.captions for sample in self.data.train}
         return SelfCritic(captions, self.processor.tokenizer, self.config.data.max_caption_tokens, self.config.seed)
 
-    def _tokenizer(self) -> CaptionerTokenizer:
-        """The recipe's tokenizer, or one trained on the training captions and kept in the output folder."""
-        if self.config.tokenizer.path:
-            folder = Path(self.config.tokenizer.path)
-            if not (folder / "tokenizer.model").is_file():
-                raise CaptionerError(f"tokenizer.path: {folder} holds no tokenizer.model")
-            return CaptionerTokenizer(str(folder / "tokenizer.model"))
-        path = self.output_dir / "tokenizer.model"
-        with self.accelerator.main_process_first():
-            if self.accelerator.is_main_process and not path.exists():
-                captions = (caption for sample in self.train_samples for caption in sample.captions)
-                train_tokenizer(captions, self.config.tokenizer, path)
-        return CaptionerTokenizer(str(path))
+    def _build_teacher(self, classifier: nn.Module | None) -> Teacher | None:
+        if classifier is None or self.config.teacher is None:
+            return None
+        preprocessing = self.processor.image_processor.preprocessing
+        return Teacher(classifier, self.config.teacher.temperature, preprocessing, self.accelerator.device)
 
     def _best_weights(self) -> CaptionerForConditionalGeneration:
         return self.model if self.averaged is None else cast(CaptionerForConditionalGeneration, self.averaged.module)
@@ -374,9 +399,6 @@ class Trainer:
             lines = path.read_text().splitlines(keepends=True)
             path.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.progress.global_step))
 
-    def _bar(self, description: str, total: int) -> tqdm:
-        return tqdm(total=total, initial=self.progress.step, desc=description, disable=self._quiet, leave=False)
-
     @property
     def _quiet(self) -> bool | None:
         """tqdm's `disable`: None shows a bar on a terminal only."""
@@ -385,6 +407,19 @@ class Trainer:
     def _say(self, message: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(message, file=sys.stderr)
+
+
+def largest_that_fits(size: int, fits: Callable[[int], bool]) -> int:
+    """`size`, or the largest of its halvings that fits.
+
+    Raises:
+        CaptionerError: not even one does.
+    """
+    while not fits(size):
+        if size == 1:
+            raise CaptionerError("out of memory with a single image: a smaller model or image_size is needed")
+        size //= 2
+    return size
 
 
 def _warmed_up_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch.testing import assert_close
 
-from captioner.model.build import build_image_processor, build_model
+from captioner.model.build import build_image_processor, build_model, load_trunk
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
@@ -31,6 +31,12 @@ def vit_file(tmp_path: Path) -> Path:
     return path
 
 
+def pretrained(config: CaptionerConfig, weights: str) -> CaptionerForConditionalGeneration:
+    model = build_model(config)
+    load_trunk(model, weights)
+    return model
+
+
 def trunk_weights(model: CaptionerForConditionalGeneration) -> dict[str, torch.Tensor]:
     return model.encoder.trunk.model.state_dict()
 
@@ -38,7 +44,7 @@ def trunk_weights(model: CaptionerForConditionalGeneration) -> dict[str, torch.T
 def test_weights_of_a_classifier_become_the_trunk(vit_file: Path) -> None:
     torch.manual_seed(5)
     saved = timm.create_model("vit_tiny_patch16_224", img_size=32, **VIT).state_dict()
-    loaded = trunk_weights(build_model(config(**VIT), str(vit_file)))
+    loaded = trunk_weights(pretrained(config(**VIT), str(vit_file)))
     assert {"head.weight", "head.bias"} == saved.keys() - loaded.keys()
     assert_close(loaded, {name: saved[name] for name in loaded}, rtol=0, atol=0)
 
@@ -49,7 +55,7 @@ def test_weights_of_a_classifier_become_the_trunk(vit_file: Path) -> None:
 )
 def test_published_weights_load(name: str, kwargs: dict[str, object]) -> None:
     file = Path(os.environ["CAPTIONER_WEIGHTS"]) / f"{name}.safetensors"
-    loaded = trunk_weights(build_model(config(name, image_size=224, **kwargs), str(file)))
+    loaded = trunk_weights(pretrained(config(name, image_size=224, **kwargs), str(file)))
     saved = load_file(file)
     same = [key for key, tensor in loaded.items() if torch.equal(tensor, saved[key].to(tensor.dtype))]
     assert loaded.keys() - set(same) <= {"pos_embed"}
@@ -68,8 +74,8 @@ def test_an_unknown_argument_of_the_trunk_is_refused() -> None:
 
 
 def test_position_embeddings_of_another_image_size_are_resampled(vit_file: Path) -> None:
-    small = trunk_weights(build_model(config(**VIT), str(vit_file)))
-    large = trunk_weights(build_model(config(image_size=48, **VIT), str(vit_file)))
+    small = trunk_weights(pretrained(config(**VIT), str(vit_file)))
+    large = trunk_weights(pretrained(config(image_size=48, **VIT), str(vit_file)))
     expected = resample_abs_pos_embed(small["pos_embed"], (6, 6), (4, 4))
     assert large["pos_embed"].shape == (1, 1 + 36, 32)
     assert_close(large.pop("pos_embed"), expected)
@@ -87,20 +93,20 @@ def test_position_embeddings_of_another_image_size_are_resampled(vit_file: Path)
 )
 def test_weights_of_another_trunk_are_refused(vit_file: Path, name: str, kwargs: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=rf"vit\.safetensors do not fit {name}: ") as caught:
-        build_model(config(name, **kwargs), str(vit_file))
+        pretrained(config(name, **kwargs), str(vit_file))
     assert len(str(caught.value)) < 500
 
 
 def test_files_that_hold_no_weights_are_refused(vit_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.safetensors: not an existing \.safetensors file"):
-        build_model(config(**VIT), str(tmp_path / "absent.safetensors"))
+        pretrained(config(**VIT), str(tmp_path / "absent.safetensors"))
     pickled = tmp_path / "weights.bin"
     pickled.write_bytes(vit_file.read_bytes())
     with pytest.raises(ValueError, match=r"weights\.bin: not an existing \.safetensors file"):
-        build_model(config(**VIT), str(pickled))
+        pretrained(config(**VIT), str(pickled))
     vit_file.write_bytes(vit_file.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"vit\.safetensors cannot be read"):
-        build_model(config(**VIT), str(vit_file))
+        pretrained(config(**VIT), str(vit_file))
 
 
 def test_the_image_processor_follows_the_trunk() -> None:

@@ -74,11 +74,11 @@ def test_the_gradient_raises_what_did_better_than_the_others_to_the_end() -> Non
 
 def test_a_caption_that_breaks_off_earns_less_than_one_that_ends(recipe: Recipe) -> None:
     trainer = Trainer(recipe("phases.0.objectives={reward: 1.0}"), resume=False)
-    assert trainer.critic is not None
-    sample, tokenizer = trainer.train_samples[0], trainer.processor.tokenizer
+    assert trainer.objectives.critic is not None
+    sample, tokenizer = trainer.data.train[0], trainer.processor.tokenizer
     whole = tokenizer(sample.captions[0]).input_ids
     labels = torch.tensor([[whole, [*whole[:-1], IGNORE_INDEX], [*whole[:-2], whole[-1], IGNORE_INDEX]]])
-    ended, cut, shorter = trainer.critic.reward([sample.id], labels)[0].tolist()
+    ended, cut, shorter = trainer.objectives.critic.reward([sample.id], labels)[0].tolist()
     assert ended == pytest.approx(10, abs=1e-4)
     assert ended > cut and ended > shorter
 
@@ -86,7 +86,7 @@ def test_a_caption_that_breaks_off_earns_less_than_one_that_ends(recipe: Recipe)
 def test_the_advantage_is_the_reward_above_the_other_captions_or_the_greedy_one(recipe: Recipe) -> None:
     trainer = Trainer(recipe("phases.0.objectives={reward: 1.0}"), resume=False)
     train_set, _ = trainer._datasets(trainer.config.phases[0])
-    batch, critic = collate([train_set[index] for index in range(3)], 1), trainer.critic
+    batch, critic = collate([train_set[index] for index in range(3)], 1), trainer.objectives.critic
     batch.labels[1] = IGNORE_INDEX  # an image without captions has nothing to be judged by
     assert critic is not None
     model = trainer.model.eval()
@@ -106,6 +106,6 @@ def test_rewards_rise_and_captions_still_end(recipe: Recipe, draw_shapes: Callab
     log = map(json.loads, (trainer.run().parent / "log.jsonl").read_text().splitlines())
     rewards = [line["reward"] for line in log if "reward" in line]
     assert sum(rewards[-25:]) > 1.1 * sum(rewards[:25])
-    images = [sample.image for sample in trainer.validation_samples]
+    images = [sample.image for sample in trainer.data.validation]
     captions = Captioner(trainer.model, trainer.processor, "last")(images, num_beams=1, max_new_tokens=16)
     assert all(re.fullmatch(r"a \w+ \w+ (above|left of) a \w+ \w+", caption.text) for caption in captions)

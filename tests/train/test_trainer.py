@@ -8,14 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from captioner.config import RunConfig, ScheduledEpoch
+from captioner.config import RunConfig, Stretch
 from captioner.data.dataset import Batch, CaptionDataset, collate
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
-from captioner.train.phases import apply_phase
 from captioner.train.trainer import Trainer, train
 
 ROOT = Path(__file__).parents[2]
@@ -50,13 +51,21 @@ def overrides(data: Path, run: Path, *more: str) -> list[str]:
 def test_drawn_shapes_are_learnt_to_the_word(recipe: Recipe, draw_shapes: Callable[..., None], tmp_path: Path) -> None:
     draw_shapes(tmp_path / "shapes", images=4000)
     data = tmp_path / "shapes" / "captions.csv"
-    config = recipe("phases.0.epochs=14", "validation.max_images=50", data=data)
+    tags = ("tags={source: captions, num_words: 9}", "phases.0.objectives={captioning: 1.0, tags: 3.0}")
+    rates = "phases.0.learning_rates={trunk: 0.002, bridge: 0.002, decoder: 0.002, heads: 0.01}"
+    config = recipe("phases.0.epochs=14", "validation.max_images=50", *tags, rates, data=data)
     captioner = Captioner.from_pretrained(train(config))
     rows = [line.split(",") for line in data.read_text().splitlines()[1:]]
     held_back = [(str(data.parent / image), caption) for image, caption, split in rows if split == "val"][:400]
     captions = captioner([image for image, _ in held_back], batch_size=100, num_beams=1)
     exact = sum(found.text == caption for found, (_, caption) in zip(captions, held_back, strict=True))
     assert exact / len(held_back) > 0.95
+    known = set(captioner.model.config.tags)
+    tagged = sum(
+        {tag.text for tag in found.tags} == set(caption.split()) & known
+        for found, (_, caption) in zip(captions, held_back, strict=True)
+    )
+    assert len(known) == 9 and tagged / len(held_back) > 0.9
 
 
 def test_a_killed_training_resumes_to_the_same_bits(shapes: Path, tmp_path: Path) -> None:
@@ -82,7 +91,19 @@ def test_a_killed_training_resumes_to_the_same_bits(shapes: Path, tmp_path: Path
 
 
 def test_two_processes_learn_as_one_with_the_doubled_batch(shapes: Path, tmp_path: Path) -> None:
-    more = ["optimization.gradient_accumulation_steps=2", "phases.0.objectives={captioning: 1.0, reward: 0.5}"]
+    """With every objective there is, in two phases."""
+    teacher, words = tmp_path / "teacher.safetensors", tmp_path / "words.txt"
+    save_file(timm.create_model("test_efficientnet").state_dict(), teacher)
+    words.write_text("a red square\n" * 50 + "a blue circle left of a green square\n" * 110)
+    more = [
+        "optimization.gradient_accumulation_steps=2",
+        "tags={source: captions, num_words: 9}",
+        f"teacher={{name: test_efficientnet, weights: {teacher}}}",
+        f"data.text={words}",
+        "phases=[{name: words, epochs: 1, objectives: {language_modeling: 1.0}, learning_rates: {decoder: 0.002}}, "
+        "{name: joint, epochs: 1, learning_rates: {trunk: 0.002, bridge: 0.002, decoder: 0.002, heads: 0.002}, "
+        "objectives: {captioning: 1.0, reward: 0.5, tags: 1.0, contrastive: 0.5, distillation: 0.1}}]",
+    ]
     one, two = tmp_path / "one", tmp_path / "two"
     single = launch(overrides(shapes, one, *more, "optimization.batch_size=16"))
     pair = launch(overrides(shapes, two, *more, "optimization.batch_size=8"), processes=2)
@@ -96,8 +117,7 @@ def test_a_split_batch_gives_the_gradient_of_the_whole(recipe: Recipe) -> None:
     """Captions differ in length, so a mean of the halves' means would not."""
     trainer = Trainer(recipe(), resume=False)
     phase = trainer.config.phases[0]
-    apply_phase(trainer.model, phase)
-    train_set, _ = trainer._datasets(phase)
+    joint, train_set, _ = trainer.enter(phase)
     items = [train_set[index] for index in range(8)]
     for item in items[:4]:
         item["captions"] = [ids[:3] for ids in item["captions"]]
@@ -105,7 +125,7 @@ def test_a_split_batch_gives_the_gradient_of_the_whole(recipe: Recipe) -> None:
     def gradient(batches: list[Batch]) -> torch.Tensor:
         collected = []
         hook = trainer.model.lm_head.weight.register_hook(lambda grad: collected.append(grad.clone()))
-        trainer._step(trainer.model, batches, phase)
+        trainer._step(joint, batches, phase)
         hook.remove()
         return torch.stack(collected).sum(0)
 
@@ -136,15 +156,17 @@ def test_in_alternation_what_rests_keeps_every_bit_and_what_learns_moves(
         "{name: decoder, epochs: 1, learning_rates: {decoder: 0.001}}]}]"
     )
     moved = []
-    run_epoch = Trainer._run_epoch
+    run_stretch = Trainer._run_stretch
 
-    def watched(self: Trainer, model: torch.nn.Module, train_set: CaptionDataset, epoch: ScheduledEpoch) -> None:
+    def watched(
+        self: Trainer, model: nn.Module, train_set: CaptionDataset, validation_set: CaptionDataset, stretch: Stretch
+    ) -> None:
         before = {name: tensor.clone() for name, tensor in self.model.named_parameters()}
-        run_epoch(self, model, train_set, epoch)
+        run_stretch(self, model, train_set, validation_set, stretch)
         after = dict(self.model.named_parameters())
         moved.append({name.split(".")[0] for name in before if not torch.equal(before[name], after[name])})
 
-    monkeypatch.setattr(Trainer, "_run_epoch", watched)
+    monkeypatch.setattr(Trainer, "_run_stretch", watched)
     train(recipe(turns))
     assert moved == [{"encoder"}, {"decoder"}] * 2
 

@@ -1,0 +1,50 @@
+"""What training may ask besides captions: tags, a space shared by images and captions, a teacher's judgement.
+
+Shapes: B images, P image tokens, N captions, C classes, D width, E width of the shared space.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .configuration_captioner import CaptionerConfig
+
+
+class CaptionerHeads(nn.Module):
+    """The heads that a configuration asks for; the others are None."""
+
+    def __init__(self, config: CaptionerConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.tags = ImageHead(width, len(config.tags)) if config.tags else None
+        self.teacher = ImageHead(width, config.teacher_classes) if config.teacher_classes else None
+        self.contrastive = ContrastiveHead(width, config.contrastive_size) if config.contrastive_size else None
+
+
+class ImageHead(nn.Linear):
+    """Logits of classes, linear in the mean of an image's tokens: [B, P, D] -> [B, C]."""
+
+    def forward(self, encoder_hidden_states: Tensor) -> Tensor:
+        return super().forward(encoder_hidden_states.mean(1))
+
+
+class ContrastiveHead(nn.Module):
+    """Images and captions as unit vectors of one space, and the scale of their similarity: CLIP's inverse temperature
+    (Radford et al. 2021, https://arxiv.org/abs/2103.00020, section 2.4)."""
+
+    INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+    MAX_SCALE = 100.0
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        self.image_projection = nn.Linear(width, size, bias=False)
+        self.text_projection = nn.Linear(width, size, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(self.INITIAL_LOGIT_SCALE))
+
+    def forward(self, encoder_hidden_states: Tensor, text_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image tokens [B, P, D] and captions [N, D] -> unit vectors [B, E] and [N, E], and the scale of their dots."""
+        images = F.normalize(self.image_projection(encoder_hidden_states.mean(1)).float(), dim=-1)
+        texts = F.normalize(self.text_projection(text_states).float(), dim=-1)
+        return images, texts, self.logit_scale.exp().clamp(max=self.MAX_SCALE)

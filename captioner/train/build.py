@@ -1,0 +1,128 @@
+"""From a recipe to a model and a processor: what is loaded from elsewhere, what is new, and a report of both."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from captioner.config import RunConfig
+from captioner.data.tokenizer import train_tokenizer
+from captioner.errors import CaptionerError
+from captioner.hub import find_model, load_model
+from captioner.model.build import build_image_processor, build_model, load_trunk, names_timm_model
+from captioner.model.configuration_captioner import CaptionerConfig
+from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+from captioner.model.processing_captioner import CaptionerProcessor
+from captioner.model.tokenization_captioner import CaptionerTokenizer
+
+Say = Callable[[str], None]
+
+
+def build_captioner(
+    config: RunConfig, captions: Iterable[str], heads: dict[str, Any], accelerator: Accelerator, say: Say
+) -> tuple[CaptionerProcessor, CaptionerForConditionalGeneration]:
+    """The recipe's captioner with these `heads` (fields of its configuration), pretrained parts in place.
+
+    A new tokenizer learns from `captions`; `say` is told what was loaded, missing and left.
+
+    Raises:
+        CaptionerError: weights that are absent or do not fit, a model that cannot be built.
+    """
+    if config.pretrained.captioner:
+        processor, model = _whole(config, heads, accelerator, say)
+    else:
+        processor, model = _from_parts(config, captions, heads, accelerator, say)
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return processor, model
+
+
+def _whole(
+    config: RunConfig, heads: dict[str, Any], accelerator: Accelerator, say: Say
+) -> tuple[CaptionerProcessor, CaptionerForConditionalGeneration]:
+    name = str(config.pretrained.captioner)
+    changes = config.model.model_dump(include=config.model.model_fields_set & {"dropout"})
+    model, processor = _load_captioner(name, accelerator, **changes, **heads)
+    if model.heads.tags is not None and _config_of(name).tags != model.config.tags:
+        model.heads.tags.reset_parameters()  # as many names, but others
+    longest, positions = config.data.max_caption_tokens, model.config.max_position_embeddings
+    if longest > positions:
+        raise CaptionerError(f"data.max_caption_tokens {longest} is above the {positions} positions of {name}")
+    say(f"captioner from {name}" + (f"; its heads as the recipe has them: {', '.join(heads)}" if heads else ""))
+    return processor, model
+
+
+def _from_parts(
+    config: RunConfig, captions: Iterable[str], heads: dict[str, Any], accelerator: Accelerator, say: Say
+) -> tuple[CaptionerProcessor, CaptionerForConditionalGeneration]:
+    settings, encoder, decoder = config.model, config.pretrained.encoder, config.pretrained.decoder
+    donor = _load_captioner(decoder, accelerator) if decoder else None
+    tokenizer = donor[1].tokenizer if donor else _tokenizer(config, captions, accelerator)
+    fields = settings.model_dump(exclude={"gradient_checkpointing", "resize_mode", "crop_pct", "contrastive_size"})
+    try:
+        model = build_model(CaptionerConfig(**fields, **heads, vocab_size=len(tokenizer)))
+        if encoder and (names_timm_model(encoder) or Path(encoder).suffix):
+            with accelerator.main_process_first():
+                left = load_trunk(model, encoder)
+            say(f"trunk from {encoder}: all of it loaded; left there: {', '.join(left) or 'nothing'}")
+        elif encoder:
+            _take(model, _load_captioner(encoder, accelerator)[0], "encoder.", encoder, say)
+    except (ValueError, RuntimeError) as error:
+        raise CaptionerError(f"model: {error}") from error
+    if donor and decoder:
+        _take(model, donor[0], "decoder.", decoder, say)
+    image_processor = build_image_processor(model, settings.resize_mode, settings.crop_pct)
+    return CaptionerProcessor(image_processor, tokenizer), model
+
+
+def _load_captioner(
+    name: str, accelerator: Accelerator, **changes: Any
+) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
+    with accelerator.main_process_first():  # the others find what it downloaded
+        return load_model(*find_model(None if name == "bundled" else name), **changes)
+
+
+def _config_of(name: str) -> CaptionerConfig:
+    return CaptionerConfig.from_pretrained(find_model(None if name == "bundled" else name)[0])
+
+
+def _take(
+    model: CaptionerForConditionalGeneration,
+    donor: CaptionerForConditionalGeneration,
+    part: str,
+    name: str,
+    say: Say,
+) -> None:
+    """Copy a part's tensors from another captioner where their shapes agree, and say how many did.
+
+    Raises:
+        CaptionerError: none did, so that the two parts are not of one kind.
+    """
+    own = {key: tensor for key, tensor in model.state_dict().items() if key.startswith(part)}
+    offered = {key: tensor for key, tensor in donor.state_dict().items() if key.startswith(part)}
+    taken = {key: tensor for key, tensor in offered.items() if key in own and own[key].shape == tensor.shape}
+    if not taken:
+        raise CaptionerError(f"pretrained.{part.rstrip('.')}: nothing in {name} has the shape of this model's")
+    model.load_state_dict(taken, strict=False)
+    missing, left = sorted(own.keys() - taken.keys()), sorted(offered.keys() - taken.keys())
+    say(f"{part.rstrip('.')} from {name}: {len(taken)} tensors loaded; new: {_few(missing)}; left there: {_few(left)}")
+
+
+def _few(names: Sequence[str], shown: int = 6) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return (", ".join(names[:shown]) or "nothing") + more
+
+
+def _tokenizer(config: RunConfig, captions: Iterable[str], accelerator: Accelerator) -> CaptionerTokenizer:
+    """The recipe's tokenizer, or one trained on the captions and kept in the output folder."""
+    if config.tokenizer.path:
+        folder = Path(config.tokenizer.path)
+        if not (folder / "tokenizer.model").is_file():
+            raise CaptionerError(f"tokenizer.path: {folder} holds no tokenizer.model")
+        return CaptionerTokenizer(str(folder / "tokenizer.model"))
+    path = Path(config.output_dir) / "tokenizer.model"
+    with accelerator.main_process_first():
+        if accelerator.is_main_process and not path.exists():
+            train_tokenizer(captions, config.tokenizer, path)
+    return CaptionerTokenizer(str(path))
