@@ -5,11 +5,14 @@ import sys
 import warnings
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from captioner.errors import CaptionerError
+
+if TYPE_CHECKING:
+    from captioner.train.dry_run import Estimate
 
 # Options that `annotate` and `evaluate` share. Their defaults stand in `GenerationOptions` and `Captioner` alone.
 Model = Annotated[str | None, typer.Option(help="A folder or a Hugging Face Hub id; default: the bundled model.")]
@@ -94,13 +97,19 @@ def train(
     config: Annotated[Path, typer.Option("--config", "-c", help="A YAML recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Change the recipe.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from output_dir's last checkpoint.")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Build all, try three steps a phase, estimate.")] = False,
 ) -> None:
     """Train or fine-tune a captioner by a recipe; `accelerate launch train.py` runs it on many processes."""
     from captioner.config import load_config
+    from captioner.train.dry_run import dry_run
     from captioner.train.trainer import train as run
 
     _quiet_libraries()
-    print(run(load_config(config, overrides), resume))
+    recipe = load_config(config, overrides)
+    if dry:
+        _print_estimate(dry_run(recipe))
+    else:
+        print(run(recipe, resume))
 
 
 @app.command()
@@ -260,6 +269,23 @@ def evaluate(
     print_scores(Console(), [captioner.name], [scores])
     if output:
         _write_json(output, as_json(scores))
+
+
+def _print_estimate(estimate: "Estimate") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("phase", "parameters that learn", "tokens a second", "steps", "hours")
+    for phase in estimate.phases:
+        speed, hours = f"{phase.tokens_per_second:,.0f}", f"{phase.hours:.2f}"
+        table.add_row(phase.name, f"{phase.learning:,}", speed, f"{phase.steps:,}", hours)
+    console = Console()
+    console.print(table)
+    total = sum(phase.hours for phase in estimate.phases)
+    console.print(
+        f"{estimate.parameters:,} parameters; {estimate.memory / 2**30:.1f} GiB of memory; {total:.2f} hours, "
+        "validations and the caching of features not counted"
+    )
 
 
 def _given(**options: Any) -> dict[str, Any]:

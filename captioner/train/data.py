@@ -24,7 +24,7 @@ class TrainingData:
     def __init__(self, config: RunConfig, say: Callable[[str], None]) -> None:
         self.config = config
         data = config.data
-        self.train = _load_source(data.train, say)
+        self.train = _load_source(data.train, say)[: data.max_train_samples]
         self.validation = _load_source(data.validation, say)[: config.validation.max_images]
         self.unlabelled = _load_source(data.unlabelled, say) if data.unlabelled else []
         self.text = load_text(data.text) if data.text else []
@@ -39,11 +39,14 @@ class TrainingData:
         data = self.config.data
         if "language_modeling" in phase.objectives:
             return TextDataset(self.text, processor.tokenizer, data.max_caption_tokens)
-        samples = [*self.train, *self.unlabelled] if "distillation" in phase.objectives else self.train
+        samples = self.samples(phase)
         targets = label_targets(samples, self.tags, self._tags_from_captions) if "tags" in phase.objectives else None
         return CaptionDataset(
             samples, processor, data, phase.augmentation, seed=self.config.seed, tags=targets, num_tags=len(self.tags)
         )
+
+    def samples(self, phase: PhaseConfig) -> list[Sample]:
+        return [*self.train, *self.unlabelled] if "distillation" in phase.objectives else self.train
 
     def validation_set(self, processor: CaptionerProcessor) -> CaptionDataset:
         return CaptionDataset(self.validation, processor, self.config.data)

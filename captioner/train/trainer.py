@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -145,12 +146,21 @@ class Trainer:
         bar = tqdm(total=len(steps), initial=self.progress.step, desc=str(stretch), disable=self._quiet, leave=False)
         set_modes(self.model, phase)
         for step in remaining:
+            started = time.perf_counter()
             done = stretch.number * len(steps) + self.progress.step
             rates = set_rates(self.optimizer, phase, done, stretch.total * len(steps))
             losses = self._step(model, [next(loader).to(self.accelerator.device) for _ in step], phase)
             self.progress.step += 1
             self.progress.global_step += 1
-            self._log({"phase": phase.name, **losses, **{f"rate/{part}": rate for part, rate in rates.items()}})
+            seconds = time.perf_counter() - started
+            self._log(
+                {
+                    "phase": phase.name,
+                    **losses,
+                    **{f"rate/{part}": rate for part, rate in rates.items()},
+                    "seconds": seconds,
+                }
+            )
             bar.set_postfix(loss=f"{losses['loss']:.3f}", rate=f"{max(rates.values()):.1e}", refresh=False)
             bar.update()
             if self.progress.step < len(steps):
@@ -185,7 +195,9 @@ class Trainer:
         names, step = list(phase.objectives), self.progress.global_step
         batches = [part for batch in batches for part in batch.split(self.micro_batch)]
         counted = [self.objectives.item_counts(batch, phase) for batch in batches]
-        items = self._sum_over_processes([sum(counts[name] for counts in counted) for name in names])
+        *items, tokens = self._sum_over_processes(
+            [sum(counts[name] for counts in counted) for name in [*names, "captioning"]]
+        )
         counts: dict[str, float] = {name: max(count, 1) for name, count in zip(names, items, strict=True)}
         sums: defaultdict[str, float] = defaultdict(float)
         for number, batch in enumerate(batches):
@@ -206,7 +218,7 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
-        return {"loss": loss_value, **means, **norms}
+        return {"loss": loss_value, **means, **norms, "tokens": tokens}
 
     def _forward_backward(
         self, model: nn.Module, batch: Batch, phase: PhaseConfig, counts: dict[str, float], step: int

@@ -1,0 +1,98 @@
+"""A recipe tried out before it is run: everything is built, every path is read, a few steps of each phase are taken."""
+
+import json
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import PartialState
+
+from captioner.config import PhaseConfig, RunConfig
+from captioner.train.data import TrainingData
+from captioner.train.phases import apply_phase
+from captioner.train.trainer import Trainer
+
+STEPS = 3  # of each phase; the first, which warms up, is not timed
+
+
+@dataclass(frozen=True)
+class PhaseEstimate:
+    """What a few steps of a phase tell of it as a whole, on this machine with these processes.
+
+    Attributes:
+        learning: how many parameters learn.
+        tokens_per_second: caption tokens of the data that a step reads, over all processes.
+        steps: optimizer steps of the phase in all.
+        hours: of these steps; the validations and the caching of features come on top.
+    """
+
+    name: str
+    learning: int
+    tokens_per_second: float
+    steps: int
+    hours: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """`parameters` of the model; `memory` in bytes: a GPU's peak, without one what this process holds at the end."""
+
+    parameters: int
+    memory: int
+    phases: list[PhaseEstimate]
+
+
+def dry_run(config: RunConfig) -> Estimate:
+    """Build all that a recipe asks for, take three steps of each phase, validate once, and leave nothing behind.
+
+    Raises:
+        CaptionerError: as the training would.
+    """
+    totals = {stretch.phase.name: stretch for stretch in config.schedule()}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(_shortened(config, Path(folder)), resume=False)
+        trainer.run()
+        log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    full, processes = TrainingData(config, lambda message: None), trainer.accelerator.num_processes
+    phases = []
+    for name, stretch in totals.items():
+        timed = [line for line in log if line["phase"] == name and "loss" in line][1:]
+        seconds = sum(line["seconds"] for line in timed)
+        steps = stretch.total * (stretch.phase.steps or _steps_per_epoch(config, full, stretch.phase, processes))
+        apply_phase(trainer.model, stretch.phase)
+        learning = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+        speed = sum(line["tokens"] for line in timed) / seconds
+        phases.append(PhaseEstimate(name, learning, speed, steps, steps * seconds / len(timed) / 3600))
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    return Estimate(parameters, _memory(trainer.accelerator.device), phases)
+
+
+def _shortened(config: RunConfig, folder: Path) -> RunConfig:
+    """The recipe with three steps a phase, on as many samples as these take."""
+    optimization, validation = config.optimization, config.validation
+    images_a_step = optimization.batch_size * optimization.gradient_accumulation_steps * PartialState().num_processes
+    once = {stretch.phase.name: stretch.phase for stretch in config.schedule()}
+    return config.model_copy(
+        update={
+            "output_dir": str(folder),
+            "log_with": [],
+            "data": config.data.model_copy(update={"max_train_samples": STEPS * images_a_step}),
+            "phases": [phase.model_copy(update={"epochs": None, "steps": STEPS}) for phase in once.values()],
+            "validation": validation.model_copy(update={"max_images": validation.batch_size, "every_steps": 10**9}),
+        }
+    )
+
+
+def _steps_per_epoch(config: RunConfig, data: TrainingData, phase: PhaseConfig, processes: int) -> int:
+    settings = config.optimization
+    samples = len(data.text) if "language_modeling" in phase.objectives else len(data.samples(phase))
+    return math.ceil(math.ceil(samples / (settings.batch_size * processes)) / settings.gradient_accumulation_steps)
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
