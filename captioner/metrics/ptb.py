@@ -91,11 +91,11 @@ def _lex(text: str, kinds: str, start: int, end: int) -> list[str]:
         token = text[start : longest.end(1)]
         start = longest.end(1)
         token = (rewrite(token) if rewrite else token).lower()
-        if token and token not in PUNCTUATION:
+        if token:
             tokens.append(token)
     if tokens:
         tokens[-1] = tokens[-1].rstrip()  # a web address may end in a wide blank; the official scorer strips lines
-    return tokens
+    return [token for token in tokens if token not in PUNCTUATION]
 
 
 # ---- kinds of characters: the rules are written in ASCII, a few named characters, and one character for each kind --

@@ -28,7 +28,7 @@ def evaluate(tiny_captioner: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 @pytest.fixture
 def own_captions(tiny_captioner: Path, tmp_path: Path) -> dict[str, str]:
     """A data set whose reference for each photo is what the model says of it: whatever is mixed up costs points."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
     for number in range(5):
         pixels = torch.randint(0, 256, (40, 40, 3), generator=generator, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(tmp_path / f"{number}.png")
@@ -37,7 +37,7 @@ def own_captions(tiny_captioner: Path, tmp_path: Path) -> dict[str, str]:
     captions = {
         path.name: caption.text for path, caption in zip(paths, captioner(paths, min_new_tokens=12), strict=True)
     }
-    assert len(set(captions.values())) == 5
+    assert len(set(captions.values())) == 5 and all(captions.values())
     with open(tmp_path / "data.csv", "w", newline="") as file:
         csv.writer(file).writerows([("image", "caption"), *reversed(captions.items())])
     return captions
