@@ -105,11 +105,14 @@ def train(
     from captioner.train.trainer import train as run
 
     _quiet_libraries()
+    _refuse_a_lonely_process()
     recipe = load_config(config, overrides)
     if dry:
         _print_estimate(dry_run(recipe))
-    else:
-        print(run(recipe, resume))
+        return
+    best = run(recipe, resume)
+    if os.environ.get("RANK", "0") == "0":
+        print(best)
 
 
 @app.command()
@@ -286,6 +289,17 @@ def _print_estimate(estimate: "Estimate") -> None:
         f"{estimate.parameters:,} parameters; {estimate.memory / 2**30:.1f} GiB of memory; {total:.2f} hours, "
         "validations and the caching of features not counted"
     )
+
+
+def _refuse_a_lonely_process() -> None:
+    """`accelerate launch --cpu --num_processes N` starts one process, and says nothing, where it is given no MPI."""
+    several = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
+    sizes = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    if several and not any(name in os.environ for name in sizes):
+        raise CaptionerError(
+            "accelerate launch --cpu started one process of several, since it was given no --mpirun_hostfile; "
+            "without MPI: ACCELERATE_USE_CPU=true torchrun --nproc-per-node N train.py ..."
+        )
 
 
 def _given(**options: Any) -> dict[str, Any]:
