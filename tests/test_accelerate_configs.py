@@ -21,7 +21,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "one_gpu": {"num_processes": 1, "multi_gpu": False, "use_fsdp": False, "use_deepspeed": False},
     "ddp_8gpu": {"num_processes": 8, "multi_gpu": True},
     "fsdp2_8gpu": {"num_processes": 8, "use_fsdp": True, "fsdp_version": 2, "fsdp_reshard_after_forward": True},
-    "deepspeed_zero2_8gpu": {"num_processes": 8, "use_deepspeed": True, "zero_stage": 2, "gradient_clipping": 1.0},
+    "zero2_8gpu": {"num_processes": 8, "use_fsdp": True, "fsdp_version": 2, "fsdp_reshard_after_forward": False},
     "multi_node": {"num_processes": 16, "num_machines": 2, "multi_gpu": True, "main_process_port": 29500},
 }
 
@@ -51,15 +51,18 @@ def test_accelerate_knows_every_key_and_starts_what_the_name_promises(name: str)
     assert arguments.training_script_args == ["--config", "x.yaml"]
 
 
-def test_fsdp_shards_the_layers_of_the_recipe_that_its_file_names(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "reshards"), [("fsdp2_8gpu", True), ("zero2_8gpu", False)])
+def test_fsdp_shards_the_layers_of_the_recipe_that_its_file_names(
+    monkeypatch: pytest.MonkeyPatch, name: str, reshards: bool
+) -> None:
     monkeypatch.setenv("CAPTIONER_COCO_IMAGES", "/somewhere")
     fields = load_config(CONFIGS / "coco_vit_base.yaml").model.model_dump(include=set(CaptionerConfig().to_dict()))
     with torch.device("meta"):
         model = CaptionerForConditionalGeneration(CaptionerConfig(**fields, vocab_size=10))
-    for variable, value in prepare_multi_gpu_env(launched("fsdp2_8gpu")).items():
+    for variable, value in prepare_multi_gpu_env(launched(name)).items():
         monkeypatch.setenv(variable, value)
     plugin = FullyShardedDataParallelPlugin()
-    assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
+    assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, reshards)
     assert plugin.auto_wrap_policy is transformer_auto_wrap_policy
     layers = plugin.transformer_cls_names_to_wrap
     sharded = {name for name, module in model.named_modules() if type(module).__name__ in layers}

@@ -41,7 +41,7 @@ class ContrastiveHead(nn.Module):
         super().__init__()
         self.image_projection = nn.Linear(width, size, bias=False)
         self.text_projection = nn.Linear(width, size, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(self.INITIAL_LOGIT_SCALE))
+        self.logit_scale = nn.Parameter(torch.tensor([self.INITIAL_LOGIT_SCALE]))  # FSDP has no scalars
 
     def forward(self, encoder_hidden_states: Tensor, text_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image tokens [B, P, D] and captions [N, D] -> unit vectors [B, E] and [N, E], and the scale of their dots."""

@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
+
+from captioner.train.averaging import WeightAverage
+from captioner.train.sharding import part_like
 
 
 @dataclass
@@ -52,32 +55,43 @@ def recover_folder(folder: Path) -> bool:
     return folder.exists()
 
 
+def training_tensors(optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> dict[str, Tensor]:
+    """What optimizer and average hold, whole or in parts as the model is."""
+    state = optimizer.state_dict()["state"]
+    tensors = {
+        f"optimizer.{index}.{name}": torch.as_tensor(value)
+        for index, slot in state.items()
+        for name, value in slot.items()
+    }
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
+    return tensors
+
+
 def save_training_state(
-    folder: Path,
-    progress: Progress,
-    optimizer: torch.optim.Optimizer,
-    averaged: nn.Module | None,
-    random_states: Tensor,
-    scaler: torch.amp.GradScaler | None,
+    folder: Path, progress: Progress, tensors: dict[str, Tensor], scaler: torch.amp.GradScaler | None
 ) -> None:
-    """Write all but the weights. `random_states` [processes, bytes] are of the generators that dropout draws from."""
-    tensors = {f"optimizer.{name}": tensor for name, tensor in _optimizer_tensors(optimizer).items()}
-    if averaged is not None:
-        # Tied weights share memory, which safetensors refuses: clones do not.
-        tensors |= {f"averaged.{name}": tensor.clone() for name, tensor in averaged.state_dict().items()}
-    save_file(tensors | {"random_states": random_states}, folder / "training_state.safetensors")
+    """Write all but the weights.
+
+    `tensors` are the `training_tensors`, whole, so that any number of processes can go on from them, and
+    `random_states` [processes, bytes] of the generators that dropout draws from.
+    """
+    save_file(tensors, folder / "training_state.safetensors")
     state = {"progress": asdict(progress), "scaler": scaler.state_dict() if scaler else None}
     (folder / "progress.json").write_text(json.dumps(state, indent=1))
 
 
 def load_training_state(
-    folder: Path, optimizer: torch.optim.Optimizer, averaged: nn.Module | None, scaler: torch.amp.GradScaler | None
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+    scaler: torch.amp.GradScaler | None,
 ) -> tuple[Progress, Tensor]:
     """Put everything back where it was; gives the position and every process's generator state."""
     tensors = load_file(folder / "training_state.safetensors")
     _restore_optimizer(optimizer, _below("optimizer.", tensors))
-    if averaged is not None:
-        averaged.load_state_dict(_below("averaged.", tensors))
+    if average is not None:
+        average.load_state_dict(_below("average.", tensors))
     state = json.loads((folder / "progress.json").read_text())
     if scaler is not None and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
@@ -96,19 +110,15 @@ def random_state(device: torch.device) -> Tensor:
 
 def restore_random_state(state: Tensor, device: torch.device) -> None:
     size = len(torch.get_rng_state())
-    torch.set_rng_state(state[:size])
+    torch.set_rng_state(state[:size].clone())  # set_rng_state overlooks where a view begins
     if device.type == "cuda" and len(state) > size:
-        torch.cuda.set_rng_state(state[size:], device)
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value) for index, slot in state.items() for name, value in slot.items()}
+        torch.cuda.set_rng_state(state[size:].clone(), device)
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
-        slots.setdefault(int(index), {})[name] = value
+        slots.setdefault(int(index), {})[name] = part_like(parameters[int(index)], value)
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})

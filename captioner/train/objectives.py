@@ -15,6 +15,7 @@ from captioner.data.dataset import Batch
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration, caption_cross_entropy
 from captioner.train.contrastive import contrastive_loss
 from captioner.train.rewards import SelfCritic, policy_gradient_loss
+from captioner.train.sharding import WholeModel
 from captioner.train.teacher import Teacher
 
 Losses = dict[Objective, Tensor]
@@ -60,7 +61,7 @@ class JointModel(nn.Module):
 class Objectives:
     """The losses of a recipe, with what they need beside the model."""
 
-    captioner: CaptionerForConditionalGeneration
+    whole: WholeModel
     critic: SelfCritic | None
     teacher: Teacher | None
     tags: TagsConfig | None
@@ -97,7 +98,8 @@ class Objectives:
         }  # by objective, [B, K, T]
         if "reward" in names:
             assert self.critic is not None
-            drawn = self.critic.draw(self.captioner, batch, phase.reward, step)
+            with self.whole.gathered() as captioner:
+                drawn = self.critic.draw(captioner, batch, phase.reward, step)
             labels["reward"] = drawn.labels
         side_by_side = _side_by_side(list(labels.values())) if labels else None
         text = self._text(given, batch.captioned, step) if "contrastive" in names else None
@@ -131,8 +133,8 @@ class Objectives:
     def _decoder_inputs(self, labels: Tensor | None, phase: PhaseConfig) -> Tensor | None:
         if labels is None:
             return None
-        input_ids = self.captioner.prepare_decoder_input_ids_from_labels(labels.flatten(0, 1))
-        pad_token_id = self.captioner.config.pad_token_id
+        input_ids = self.whole.model.prepare_decoder_input_ids_from_labels(labels.flatten(0, 1))
+        pad_token_id = self.whole.model.config.pad_token_id
         return hide_words(input_ids, phase.word_dropout, pad_token_id) if phase.word_dropout > 0 else input_ids
 
     def _text(self, labels: Tensor, captioned: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -142,7 +144,7 @@ class Objectives:
         rows = torch.arange(len(labels), device=labels.device)
         chosen = labels[rows, step % number_of_captions][captioned]
         last = (chosen != IGNORE_INDEX).sum(1) - 1
-        return self.captioner.prepare_decoder_input_ids_from_labels(chosen), last
+        return self.whole.model.prepare_decoder_input_ids_from_labels(chosen), last
 
     def _tag_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         assert batch.tags is not None and self.tags is not None

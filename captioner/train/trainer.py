@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from captioner.config import PhaseConfig, RunConfig, SourceConfig, Stretch
@@ -26,7 +25,8 @@ from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.metrics.score import score_captions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-from captioner.train import checkpoint
+from captioner.train import checkpoint, sharding
+from captioner.train.averaging import WeightAverage
 from captioner.train.build import build_captioner
 from captioner.train.data import TrainingData
 from captioner.train.features import cache_features
@@ -66,6 +66,7 @@ class Trainer:
             log_with=list(config.log_with) or None,
             project_dir=str(self.output_dir),
         )
+        sharding.check_launch(self.accelerator)
         found = self._find_checkpoint()
         if found and not resume:
             raise CaptionerError(f"{self.output_dir} holds a training: pass --resume, or set another output_dir")
@@ -76,16 +77,19 @@ class Trainer:
         self.processor, self.model = build_captioner(
             config, self.data.captions(), self._heads(teacher), self.accelerator, self._say
         )
+        if found:
+            self.model.load_state_dict(type(self.model).from_pretrained(self.last).state_dict())
         self.model.to(self.accelerator.device)
-        self.joint = JointModel(self.model)
-        self.objectives = Objectives(self.model, self._build_critic(), self._build_teacher(teacher), config.tags)
-        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, config.optimization))
+        self.joint, self.whole = JointModel(self.model), sharding.WholeModel(self.accelerator, self.model)
+        self.objectives = Objectives(self.whole, self._build_critic(), self._build_teacher(teacher), config.tags)
+        optimizer = build_optimizer(self.model, config.optimization)
+        self.optimizer = sharding.prepare_optimizer(self.accelerator, self.joint, optimizer)
         decay = config.optimization.ema_decay
-        self.averaged = AveragedModel(self.model, multi_avg_fn=_warmed_up_average(decay)) if decay else None
+        self.average = WeightAverage(self.model, decay) if decay else None
         self.progress = checkpoint.Progress()
         self.micro_batch = config.optimization.batch_size
         if found:
-            self._load(self.last)
+            self._resume()
         self._truncate_log()
         recipe = config.model_dump(mode="json", exclude_unset=True)
         if self.accelerator.is_main_process:
@@ -117,19 +121,12 @@ class Trainer:
         """Begin a phase: the model as prepared for it, the images it learns from, and those it is validated on."""
         self.accelerator.unwrap_model(self.joint, keep_fp32_wrapper=False)
         apply_phase(self.model, phase)
-        self._rest_at_averages()
+        if self.average is not None:
+            self.average.settle()  # so that cached features are those of the averaged weights too
         model = self.accelerator.prepare_model(self.joint)
         train_set, validation_set = self._datasets(phase)
         self.micro_batch = self._fit_micro_batch(model, train_set, phase)
         return model, train_set, validation_set
-
-    @torch.no_grad()
-    def _rest_at_averages(self) -> None:
-        """Resting parts take their averaged weights, so that the average and the model agree on cached features."""
-        if self.averaged is not None:
-            for parameter, average in zip(self.model.parameters(), self.averaged.module.parameters(), strict=True):
-                if not parameter.requires_grad:
-                    parameter.copy_(average)
 
     def _run_stretch(
         self,
@@ -216,8 +213,8 @@ class Trainer:
         norms = self._clip_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
+        if self.average is not None:
+            self.average.update()
         return {"loss": loss_value, **means, **norms, "tokens": tokens}
 
     def _forward_backward(
@@ -232,35 +229,32 @@ class Trainer:
 
     def _clip_gradients(self) -> dict[str, float]:
         """Clip the gradient; gives its norm before, and that of each part."""
-        total = float(self.accelerator.clip_grad_norm_(self.joint.parameters(), self.config.optimization.max_grad_norm))
+        limit = self.config.optimization.max_grad_norm
+        total = float(sharding.whole(self.accelerator.clip_grad_norm_(self.joint.parameters(), limit)))
         squares: defaultdict[str, float] = defaultdict(float)
         for group in self.optimizer.param_groups:
             gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
             if gradients:
-                squares[group["place"].part] += float(nn.utils.get_total_norm(gradients)) ** 2
+                squares[group["place"].part] += float(sharding.whole(nn.utils.get_total_norm(gradients))) ** 2
         clipped = math.sqrt(sum(squares.values()))
         unclipped = total / clipped if clipped else 0.0
         return {"grad_norm": total, **{f"grad_norm/{part}": math.sqrt(x) * unclipped for part, x in squares.items()}}
 
     def _validate(self, dataset: CaptionDataset, stretch: Stretch) -> None:
         """Caption and score the validation images; keep the weights if they are the best so far."""
-        captions = caption_images(
-            self._best_weights(),
-            self.processor,
-            dataset,
-            self.config,
-            self.accelerator,
-            partial(self._check_errors, self.config.data.validation),
-        )
-        scores = score_captions(captions, {row: dataset.samples[row].captions for row in captions}).corpus
+        averaged = nullcontext() if self.average is None else self.average.in_place()
+        with averaged, self.whole.gathered() as model:
+            on_errors = partial(self._check_errors, self.config.data.validation)
+            captions = caption_images(model, self.processor, dataset, self.config, self.accelerator, on_errors)
+            scores = score_captions(captions, {row: dataset.samples[row].captions for row in captions}).corpus
+            value = scores[self.config.validation.metric]
+            if self.progress.best is None or value >= self.progress.best:
+                self.progress.best = value
+                if self.accelerator.is_main_process:
+                    checkpoint.replace_folder(self.best, partial(self._write_model, model))
         self.progress.history.append({"phase": stretch.phase.name, "step": self.progress.global_step, **scores})
         self._log({"phase": stretch.phase.name, **{f"validation/{name}": value for name, value in scores.items()}})
         self._show(dataset, captions)
-        value = scores[self.config.validation.metric]
-        if self.progress.best is None or value >= self.progress.best:
-            self.progress.best = value
-            if self.accelerator.is_main_process:
-                checkpoint.replace_folder(self.best, self._write_best)
         summary = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
         self._say(f"{stretch}: {summary} (best {self.progress.best:.4f})")
 
@@ -286,21 +280,22 @@ class Trainer:
         self.progress.captions = shown
 
     def _cache_features(self, dataset: CaptionDataset, source: SourceConfig) -> None:
-        dataset.features = cache_features(
-            self.model,
-            dataset,
-            self.output_dir / "features",
-            self.accelerator,
-            self.config.validation.batch_size,
-            self.config.data.num_workers,
-            partial(self._check_errors, source),
-        )
+        with self.whole.gathered() as model:
+            dataset.features = cache_features(
+                model,
+                dataset,
+                self.output_dir / "features",
+                self.accelerator,
+                self.config.validation.batch_size,
+                self.config.data.num_workers,
+                partial(self._check_errors, source),
+            )
 
     def _fit_micro_batch(self, model: nn.Module, train_set: CaptionDataset | TextDataset, phase: PhaseConfig) -> int:
         """Images that a pass takes at once: all of a batch's, or half of them, or a quarter, as memory allows."""
         size = self.config.optimization.batch_size
-        if self.accelerator.device.type == "cpu":
-            return size  # where memory runs out without an error that could be caught
+        if self.accelerator.device.type == "cpu" or self.accelerator.is_fsdp2:
+            return size  # memory runs out without an error that could be caught; or leaves the others waiting for parts
         lengths = train_set.lengths()
         longest = sorted(range(len(lengths)), key=lambda index: lengths[index])[-size:]
         batch = next(self._loader(train_set, [[(0, index) for index in longest]])).to(self.accelerator.device)
@@ -350,35 +345,32 @@ class Trainer:
         preprocessing = self.processor.image_processor.preprocessing
         return Teacher(classifier, self.config.teacher.temperature, preprocessing, self.accelerator.device)
 
-    def _best_weights(self) -> CaptionerForConditionalGeneration:
-        return self.model if self.averaged is None else cast(CaptionerForConditionalGeneration, self.averaged.module)
-
-    def _write_best(self, folder: Path) -> None:
-        self._best_weights().save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-
     def _save_last(self) -> None:
-        device = self.accelerator.device
+        device, main = self.accelerator.device, self.accelerator.is_main_process
         random_states = self.accelerator.gather(checkpoint.random_state(device)[None].to(device)).cpu()
-        if self.accelerator.is_main_process:
-            checkpoint.replace_folder(self.last, lambda folder: self._write_last(folder, random_states))
+        tensors = checkpoint.training_tensors(self.optimizer.optimizer, self.average)
+        tensors = sharding.whole_on_cpu(tensors, keep=main) | {"random_states": random_states}
+        with self.whole.gathered() as model:
+            if main:
+                checkpoint.replace_folder(self.last, partial(self._write_last, model, tensors))
         self.accelerator.wait_for_everyone()
 
-    def _write_last(self, folder: Path, random_states: Tensor) -> None:
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-        checkpoint.save_training_state(
-            folder, self.progress, self.optimizer.optimizer, self.averaged, random_states, self.accelerator.scaler
-        )
+    def _write_last(self, model: CaptionerForConditionalGeneration, tensors: dict[str, Tensor], folder: Path) -> None:
+        self._write_model(model, folder)
+        checkpoint.save_training_state(folder, self.progress, tensors, self.accelerator.scaler)
 
-    def _load(self, folder: Path) -> None:
-        self.model.load_state_dict(type(self.model).from_pretrained(folder).state_dict())
+    def _write_model(self, model: CaptionerForConditionalGeneration, folder: Path) -> None:
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def _resume(self) -> None:
+        """All but the weights, which the model has already."""
         self.progress, random_states = checkpoint.load_training_state(
-            folder, self.optimizer.optimizer, self.averaged, self.accelerator.scaler
+            self.last, self.optimizer.optimizer, self.average, self.accelerator.scaler
         )
         if self.accelerator.process_index < len(random_states):
             checkpoint.restore_random_state(random_states[self.accelerator.process_index], self.accelerator.device)
-        self._say(f"resumed from {folder}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+        self._say(f"resumed from {self.last}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     def _sum_over_processes(self, values: Sequence[float]) -> list[float]:
         if self.accelerator.num_processes == 1:
@@ -432,14 +424,3 @@ def largest_that_fits(size: int, fits: Callable[[int], bool]) -> int:
             raise CaptionerError("out of memory with a single image: a smaller model or image_size is needed")
         size //= 2
     return size
-
-
-def _warmed_up_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
-    """Exponential moving average whose decay rises from 0.1 to `decay`, so that early weights are soon forgotten."""
-
-    def update(averages: Sequence[Tensor], weights: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-        count = float(num_averaged)
-        weight = 1 - min(decay, (1 + count) / (10 + count))
-        torch._foreach_lerp_(list(averages), list(weights), weight)
-
-    return update
