@@ -1,6 +1,6 @@
 """Draw a small captioning data set: two coloured shapes and how they lie, for tests and first experiments.
 
-    python examples/draw_shapes.py shapes/ --images 1000
+    python examples/draw_shapes.py shapes/ --images 4000
     accelerate launch train.py --config configs/tiny.yaml
 
 Each picture has one right caption ("a red circle above a blue square"), so a model can be right to the word.
@@ -58,7 +58,7 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, shape: str, color: tuple[int, ...],
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     draw_shapes(arguments.folder, arguments.images, arguments.seed)
