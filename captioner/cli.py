@@ -107,11 +107,14 @@ def train(
     _quiet_libraries()
     _refuse_a_lonely_process()
     recipe = load_config(config, overrides)
+    is_main = os.environ.get("RANK", "0") == "0"
     if dry:
-        _print_estimate(dry_run(recipe))
+        estimate = dry_run(recipe)
+        if is_main:
+            _print_estimate(estimate)
         return
     best = run(recipe, resume)
-    if os.environ.get("RANK", "0") == "0":
+    if is_main:
         print(best)
 
 
@@ -282,10 +285,9 @@ def _print_estimate(estimate: "Estimate") -> None:
     for phase in estimate.phases:
         speed, hours = f"{phase.tokens_per_second:,.0f}", f"{phase.hours:.2f}"
         table.add_row(phase.name, f"{phase.learning:,}", speed, f"{phase.steps:,}", hours)
-    console = Console()
-    console.print(table)
+    Console().print(table)
     total = sum(phase.hours for phase in estimate.phases)
-    console.print(
+    print(
         f"{estimate.parameters:,} parameters; {estimate.memory / 2**30:.1f} GiB of memory; {total:.2f} hours, "
         "validations and the caching of features not counted"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from captioner.config import PhaseConfig, RunConfig
 from captioner.train.data import TrainingData
@@ -52,11 +53,15 @@ def dry_run(config: RunConfig) -> Estimate:
         CaptionerError: as the training would.
     """
     totals = {stretch.phase.name: stretch for stretch in config.schedule()}
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(_shortened(config, Path(folder)), resume=False)
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as the trainer's Accelerator will find it
+    with tempfile.TemporaryDirectory() as own:
+        (folder,) = broadcast_object_list([own])  # the main process's, for all of them
+        trainer = Trainer(_shortened(config, Path(folder), state.num_processes), resume=False)
         trainer.run()
+        state.wait_for_everyone()
         log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    full, processes = TrainingData(config, lambda message: None), trainer.accelerator.num_processes
+        state.wait_for_everyone()
+    full, processes = TrainingData(config, lambda message: None), state.num_processes
     phases = []
     for name, stretch in totals.items():
         timed = [line for line in log if line["phase"] == name and "loss" in line][1:]
@@ -70,10 +75,10 @@ def dry_run(config: RunConfig) -> Estimate:
     return Estimate(parameters, _memory(trainer.accelerator.device), phases)
 
 
-def _shortened(config: RunConfig, folder: Path) -> RunConfig:
+def _shortened(config: RunConfig, folder: Path, processes: int) -> RunConfig:
     """The recipe with three steps a phase, on as many samples as these take."""
     optimization, validation = config.optimization, config.validation
-    images_a_step = optimization.batch_size * optimization.gradient_accumulation_steps * PartialState().num_processes
+    images_a_step = optimization.batch_size * optimization.gradient_accumulation_steps * processes
     once = {stretch.phase.name: stretch.phase for stretch in config.schedule()}
     return config.model_copy(
         update={

@@ -47,7 +47,11 @@ def train(config: RunConfig, resume: bool = False) -> Path:
         CaptionerError: the output folder holds a training already and `resume` is off; data that cannot be read;
             a loss that is not finite.
     """
-    return Trainer(config, resume).run()
+    trainer = Trainer(config, resume)
+    best = trainer.run()
+    trainer.say(f"{best}: the best checkpoint; {trainer.report}: what it learnt, and how")
+    trainer.accelerator.end_training()
+    return best
 
 
 class Trainer:
@@ -61,6 +65,7 @@ class Trainer:
         self.config = config
         self.output_dir = Path(config.output_dir)
         self.last, self.best = self.output_dir / "last", self.output_dir / "best"
+        self.report = self.output_dir / "report.html"
         self.accelerator = Accelerator(
             mixed_precision=config.optimization.mixed_precision,
             log_with=list(config.log_with) or None,
@@ -72,10 +77,10 @@ class Trainer:
             raise CaptionerError(f"{self.output_dir} holds a training: pass --resume, or set another output_dir")
         set_seed(config.seed)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.data = TrainingData(config, self._say)
+        self.data = TrainingData(config, self.say)
         teacher = load_classifier(config.teacher) if config.teacher and config.uses("distillation") else None
         self.processor, self.model = build_captioner(
-            config, self.data.captions(), self._heads(teacher), self.accelerator, self._say
+            config, self.data.captions(), self._heads(teacher), self.accelerator, self.say
         )
         if found:
             self.model.load_state_dict(type(self.model).from_pretrained(self.last).state_dict())
@@ -113,8 +118,6 @@ class Trainer:
                 current = stretch.phase
                 model, train_set, validation_set = self.enter(current)
             self._run_stretch(model, train_set, validation_set, stretch)
-        self.accelerator.end_training()
-        self._say(f"{self.best}: the best checkpoint; {self.output_dir / 'report.html'}: what it learnt, and how")
         return self.best
 
     def enter(self, phase: PhaseConfig) -> tuple[nn.Module, CaptionDataset | TextDataset, CaptionDataset]:
@@ -256,7 +259,7 @@ class Trainer:
         self._log({"phase": stretch.phase.name, **{f"validation/{name}": value for name, value in scores.items()}})
         self._show(dataset, captions)
         summary = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
-        self._say(f"{stretch}: {summary} (best {self.progress.best:.4f})")
+        self.say(f"{stretch}: {summary} (best {self.progress.best:.4f})")
 
     def _datasets(self, phase: PhaseConfig) -> tuple[CaptionDataset | TextDataset, CaptionDataset]:
         """Training and validation images, as cached trunk features where the trunk rests and nothing augments."""
@@ -276,7 +279,7 @@ class Trainer:
                 ReportPhoto(load_image(sample.image), name, sample.captions[0], self.progress.captions.get(name), now)
                 for (name, now), sample in zip(shown.items(), (dataset.samples[row] for row in rows), strict=True)
             ]
-            write_report(self.output_dir / "report.html", str(self.output_dir), self.output_dir / "log.jsonl", photos)
+            write_report(self.report, str(self.output_dir), self.output_dir / "log.jsonl", photos)
         self.progress.captions = shown
 
     def _cache_features(self, dataset: CaptionDataset, source: SourceConfig) -> None:
@@ -301,7 +304,7 @@ class Trainer:
         batch = next(self._loader(train_set, [[(0, index) for index in longest]])).to(self.accelerator.device)
         fitting = largest_that_fits(size, lambda size: self._fits(model, batch.split(size)[0], phase))
         if fitting < size:
-            self._say(f"{phase.name}: {size} images at once exceed the memory; {fitting} at once, accumulated")
+            self.say(f"{phase.name}: {size} images at once exceed the memory; {fitting} at once, accumulated")
         return fitting
 
     def _fits(self, model: nn.Module, batch: Batch, phase: PhaseConfig) -> bool:
@@ -370,7 +373,7 @@ class Trainer:
         )
         if self.accelerator.process_index < len(random_states):
             checkpoint.restore_random_state(random_states[self.accelerator.process_index], self.accelerator.device)
-        self._say(f"resumed from {self.last}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+        self.say(f"resumed from {self.last}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     def _sum_over_processes(self, values: Sequence[float]) -> list[float]:
         if self.accelerator.num_processes == 1:
@@ -408,7 +411,7 @@ class Trainer:
         """tqdm's `disable`: None shows a bar on a terminal only."""
         return None if self.accelerator.is_main_process else True
 
-    def _say(self, message: str) -> None:
+    def say(self, message: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(message, file=sys.stderr)
 
