@@ -1,0 +1,121 @@
+"""Computes what a recipe will take on GPUs that are not at hand: memory of one, and hours of all, by phase.
+
+    CAPTIONER_COCO_IMAGES=. python benchmarks/footprint.py configs/coco_vit_base.yaml --images 113287
+
+Nothing is trained: one step of each phase runs on torch's meta device, which has shapes but no numbers. Counted are
+
+    memory   parameters, gradients and AdamW's two moments (float32, those of a part at rest among them, once it has
+             learnt), the average of the weights, and every tensor that autograd keeps for the backward pass, in the
+             precision of the recipe; not the allocator's slack, nor what cuBLAS and NCCL set aside (about 2 GiB)
+    hours    floating-point operations of the passes over `--teraflops` times `--utilization`. Drawing captions for
+             rewards counts as one more pass without gradients; word by word it will take longer than that. The images
+             a second are what the processors have to decode to keep up, else they set the pace.
+
+Prints one JSON line a phase.
+"""
+
+import argparse
+import json
+import math
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from captioner.config import PhaseConfig, RunConfig, load_config
+from captioner.model.build import build_model
+from captioner.model.configuration_captioner import CaptionerConfig
+from captioner.train.objectives import JointModel
+from captioner.train.phases import apply_phase
+
+FORMATS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class KeptTensors(torch.autograd.graph.saved_tensors_hooks):
+    """Adds up what autograd keeps, each storage once, parameters not counted."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__(self._pack, lambda tensor: tensor)
+        self._seen = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self.bytes = 0
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def footprint(config: RunConfig, phase: PhaseConfig, tokens: int) -> dict[str, float]:
+    """GiB and operations of one step of one process."""
+    settings, data = config.model, config.data
+    fields = settings.model_dump(exclude={"gradient_checkpointing", "resize_mode", "crop_pct", "contrastive_size"})
+    images, rows = config.optimization.batch_size, data.captions_per_image
+    if "reward" in phase.objectives:
+        drawn = phase.reward.num_samples
+        rows = drawn + (rows if "captioning" in phase.objectives else 0)
+    with torch.device("meta"):
+        model = build_model(CaptionerConfig(**fields, vocab_size=config.tokenizer.vocab_size))
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        pixel_values = torch.empty(images, 3, settings.image_size, settings.image_size)
+        input_ids = torch.empty(images * rows, tokens, dtype=torch.long)
+    apply_phase(model, phase)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    averages = parameters if config.optimization.ema_decay else 0
+    state = 4 * (parameters + learning + 2 * parameters + averages)
+    model.to(FORMATS[config.optimization.mixed_precision])
+    kept = KeptTensors(model)
+    with FlopCounterMode(display=False) as counter, kept:
+        joint = JointModel(model)
+        logits = joint({"pixel_values": pixel_values.to(model.dtype)}, input_ids, None, {"captioning"})["logits"]
+        loss = logits.float().logsumexp(-1).sum()  # as cross-entropy, the logits once more in float32
+        forward = counter.get_total_flops()
+        loss.backward()
+    drawing = forward if "reward" in phase.objectives else 0
+    return {
+        "parameters": parameters,
+        "learning": learning,
+        "state_gib": state / 2**30,
+        "activations_gib": kept.bytes / 2**30,
+        "flop": counter.get_total_flops() + drawing,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--images", type=int, required=True, help="in the training data")
+    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=16, help="of the longest caption in a batch, on average")
+    parser.add_argument("--teraflops", type=float, default=989.0, help="peak of a GPU in the recipe's precision")
+    parser.add_argument("--utilization", type=float, default=0.35, help="share of the peak that a training reaches")
+    arguments = parser.parse_args()
+    config = load_config(arguments.recipe, arguments.overrides)
+    settings = config.optimization
+    for phase, turns in {stretch.phase.name: (stretch.phase, stretch.total) for stretch in config.schedule()}.values():
+        step = footprint(config, phase, arguments.tokens)
+        epoch = math.ceil(arguments.images / (settings.batch_size * arguments.gpus))
+        passes = turns * (phase.steps * settings.gradient_accumulation_steps if phase.steps else epoch)
+        seconds = step["flop"] / (arguments.teraflops * 1e12 * arguments.utilization)
+        print(
+            json.dumps(
+                {
+                    "phase": phase.name,
+                    "parameters": step["parameters"],
+                    "learning": step["learning"],
+                    "gib": round(step["state_gib"] + step["activations_gib"], 1),
+                    "of_which_activations": round(step["activations_gib"], 1),
+                    "teraflop_a_pass": round(step["flop"] / 1e12, 1),
+                    "hours": round(passes * seconds / 3600, 3),
+                    "images_a_second": round(settings.batch_size * arguments.gpus / seconds),
+                }
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A training starts from what is trained: a captioner's encoder, another's decoder with its words, timm's weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioner.config import RunConfig
+from captioner.errors import CaptionerError
+from captioner.infer.captioner import Captioner
+from captioner.train.trainer import Trainer, train
+
+Recipe = Callable[..., RunConfig]
+TINY_PHASE = "phases=[{name: joint, steps: 2, learning_rates: {trunk: 0.001, bridge: 0.001, decoder: 0.001}}]"
+
+
+@pytest.fixture
+def run(recipe: Recipe, tmp_path: Path) -> Path:
+    train(recipe(TINY_PHASE, f"output_dir={tmp_path / 'first'}"))
+    return tmp_path / "first"
+
+
+def without_tokenizer(config: RunConfig, **pretrained: str) -> RunConfig:
+    values = config.model_dump(exclude_unset=True)
+    values.pop("tokenizer")
+    return RunConfig.model_validate(values | {"pretrained": pretrained})
+
+
+def test_an_encoder_of_one_captioner_and_the_decoder_of_another(
+    recipe: Recipe, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    donor = Captioner.from_pretrained(run).model.state_dict()
+    config = without_tokenizer(recipe("model.hidden_size=48"), encoder=str(run), decoder=str(run))
+    with pytest.raises(CaptionerError, match=r"pretrained\.decoder: nothing in .*first has the shape of this model's"):
+        Trainer(config.model_copy(update={"output_dir": str(tmp_path / "narrow")}), resume=False)
+    trainer = Trainer(without_tokenizer(recipe("model.num_hidden_layers=3"), encoder=str(run), decoder=str(run)), False)
+    found = trainer.model.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in donor.items())
+    assert any(name.startswith("decoder.layers.2.") for name in found.keys() - donor.keys())
+    said = capsys.readouterr().err
+    assert f"encoder from {run}: " in said and "new: decoder.layers.2.cross_attn.kv_proj.bias" in said
+    assert trainer.processor.tokenizer.get_vocab() == Captioner.from_pretrained(run).processor.tokenizer.get_vocab()
+
+
+def test_words_learnt_first_serve_the_captions_after(recipe: Recipe, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("a red square above a blue circle\n" * 64, encoding="utf-8")
+    phases = "phases=[{name: words, steps: 2, objectives: {language_modeling: 1}, learning_rates: {decoder: 0.01}}]"
+    train(recipe(phases, f"data.text={words}", f"output_dir={tmp_path / 'words'}"))
+    config = without_tokenizer(recipe(TINY_PHASE), decoder=str(tmp_path / "words"))
+    trainer = Trainer(config, resume=False)
+    donor = Captioner.from_pretrained(tmp_path / "words").model.state_dict()
+    found = trainer.model.state_dict()
+    assert all(torch.equal(donor[name], found[name]) for name in donor if name.startswith("decoder."))
+    trainer.run()
+
+
+def test_a_pretrained_captioner_gets_a_tag_head_of_its_own_names(recipe: Recipe, run: Path, tmp_path: Path) -> None:
+    values = recipe(
+        "phases=[{name: tags, steps: 1, learning_rates: {heads: 0.01}, objectives: {tags: 1.0}}]",
+        "tags={source: captions, num_words: 4}",
+    ).model_dump(exclude_unset=True)
+    for name in ("tokenizer", "model"):
+        values.pop(name)
+    with_tags = train(RunConfig.model_validate(values | {"pretrained": str(run)}))
+    known = Captioner.from_pretrained(with_tags).model
+    values |= {"pretrained": str(tmp_path / "run"), "output_dir": str(tmp_path / "again")}
+    again = Trainer(RunConfig.model_validate(values), resume=False).model
+    assert torch.equal(again.heads.tags.weight, known.heads.tags.weight) and len(known.config.tags) == 4
+    known.config.tags = [*reversed(known.config.tags)]
+    known.save_pretrained(with_tags)
+    values["output_dir"] = str(tmp_path / "other")
+    others = Trainer(RunConfig.model_validate(values), resume=False).model
+    assert not torch.equal(others.heads.tags.weight, known.heads.tags.weight)
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "message"),
+    [
+        ("{encoder: lost.safetensors}", r"model: encoder weights lost\.safetensors: not an existing"),
+        ("{encoder: lost/folder}", "lost/folder: no such folder"),
+        ("{decoder: lost}", "pretrained decoder brings its own tokenizer"),
+        ("{captioner: bundled, encoder: lost}", "a captioner brings its own encoder and decoder"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(recipe: Recipe, pretrained: str, message: str) -> None:
+    with pytest.raises(CaptionerError, match=message):
+        Trainer(recipe(f"pretrained={pretrained}"), resume=False)
