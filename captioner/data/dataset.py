@@ -132,8 +132,13 @@ class CaptionDataset(Dataset):
         )
 
     def lengths(self) -> list[int]:
-        """Tokens of each image's longest caption: what a batch is padded to."""
-        return [max(map(len, captions), default=0) for captions in self.captions]
+        """Tokens of each image's longest caption: what a batch is padded to.
+
+        Images without captions take the lengths of others, so that batches of like lengths hold both.
+        """
+        longest = [max(map(len, captions), default=0) for captions in self.captions]
+        known = [length for length in longest if length] or [0]
+        return [length or known[index % len(known)] for index, length in enumerate(longest)]
 
     def _draw_captions(self, epoch: int, index: int) -> list[list[int]]:
         captions = self.captions[index]

@@ -46,6 +46,7 @@ class SelfCritic:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.seed = seed
+        self.images = frozenset(captions)
         self.cider = CiderDReward({image: _words(texts, [True] * len(texts)) for image, texts in captions.items()})
 
     def draw(
@@ -68,11 +69,14 @@ class SelfCritic:
         return DrawnCaptions(labels, rewards * captioned, (rewards - baseline) * captioned)
 
     def reward(self, images: Sequence[str | int], labels: Tensor) -> Tensor:
-        """[B, K] of captions [B, K, T] for these images."""
+        """[B, K] of captions [B, K, T] for these images; 0 for one that has no captions to judge by."""
         rows = [[token for token in row if token != IGNORE_INDEX] for row in labels.flatten(0, 1).tolist()]
         finished = [self.tokenizer.eos_token_id in row for row in rows]
         words = _words(self.tokenizer.batch_decode(rows, skip_special_tokens=True), finished)
-        rewards = self.cider([image for image in images for _ in range(labels.shape[1])], words)
+        repeated = [image for image in images for _ in range(labels.shape[1])]
+        judged = [row for row, image in enumerate(repeated) if image in self.images]
+        rewards = np.zeros(len(words))
+        rewards[judged] = self.cider([repeated[row] for row in judged], [words[row] for row in judged])
         return torch.from_numpy(rewards).to(labels.device, torch.float32).view(labels.shape[:2])
 
 

@@ -81,13 +81,14 @@ def test_words_alone_teach_the_decoder_without_its_cross_attention(recipe: Recip
 
 def test_images_that_nobody_labelled_change_no_loss_but_the_teachers(recipe: Recipe, teacher: str) -> None:
     rates = "learning_rates: {trunk: 0.002, bridge: 0.002, decoder: 0.002, heads: 0.002}"
-    objectives = "captioning: 1.0, tags: 1.0, contrastive: 1.0, distillation: 1.0"
+    objectives = "captioning: 1.0, reward: 1.0, tags: 1.0, contrastive: 1.0, distillation: 1.0"
     trainer = Trainer(recipe(phase(objectives, rates), WORD_TAGS, teacher), resume=False)
     only = trainer.config.schedule()[0].phase
     joint, train_set, _ = trainer.enter(only)
     items = [train_set[index] for index in range(6)]
     unlabelled = [
-        item | {"captions": [], "tags": torch.full_like(item["tags"], IGNORE_INDEX)}
+        item
+        | {"id": f"{item['id']} of another folder", "captions": [], "tags": torch.full_like(item["tags"], IGNORE_INDEX)}
         for item in (train_set[index] for index in range(6, 10))
     ]
 
