@@ -310,7 +310,7 @@ class ValidationConfig(Section):
     )
     num_beams: int = Field(1, ge=1)
     metric: Literal["CIDEr", "CIDEr_D", "Bleu_4", "ROUGE_L"] = Field("CIDEr", description="Picks the best checkpoint.")
-    samples: int = Field(8, ge=0, description="Photos shown on the page of the run, with their captions.")
+    samples: int = Field(8, ge=0, description="Photos shown, with captions, at each validation and on the page.")
 
 
 class RunConfig(Section):

@@ -271,16 +271,17 @@ class Trainer:
         return train_set, validation_set
 
     def _show(self, dataset: CaptionDataset, captions: dict[int, str]) -> None:
-        """Put the first photos, with their captions before and now, and the curves so far on the run's page."""
-        rows = [row for row in captions if row < self.config.validation.samples]
-        shown = {str(dataset.samples[row].id): captions[row] for row in rows}
+        """Say what the first photos show, and put them with their captions and the curves on the run's page."""
+        shown = {row: captions[row] for row in captions if row < self.config.validation.samples}
+        photos = []
+        for row, caption in shown.items():
+            sample = dataset.samples[row]
+            self.say(f"  {sample.id}: {caption!r} (reference: {sample.captions[0]!r})")
+            before = self.progress.captions.get(str(row))
+            photos.append(ReportPhoto(load_image(sample.image), str(sample.id), sample.captions[0], before, caption))
         if self.accelerator.is_main_process:
-            photos = [
-                ReportPhoto(load_image(sample.image), name, sample.captions[0], self.progress.captions.get(name), now)
-                for (name, now), sample in zip(shown.items(), (dataset.samples[row] for row in rows), strict=True)
-            ]
             write_report(self.report, str(self.output_dir), self.output_dir / "log.jsonl", photos)
-        self.progress.captions = shown
+        self.progress.captions = {str(row): caption for row, caption in shown.items()}
 
     def _cache_features(self, dataset: CaptionDataset, source: SourceConfig) -> None:
         with self.whole.gathered() as model:

@@ -195,6 +195,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_images(
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0, equal_nan=True)
 
 
+def test_each_validation_shows_photos_with_what_is_said_of_them(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    trainer = Trainer(recipe("validation.samples=3"), resume=False)
+    trainer.run()
+    said, page = capsys.readouterr().err, (tmp_path / "run" / "report.html").read_text()
+    for sample in trainer.data.validation[:3]:
+        assert said.count(f"  {sample.id}: ") == 2 and sample.captions[0] in page
+    assert f"  {trainer.data.validation[3].id}: " not in said and page.count("<dt>before</dt>") == 3
+
+
 def test_an_output_folder_in_use_is_not_overwritten(recipe: Recipe) -> None:
     train(recipe("phases.0.epochs=1"))
     with pytest.raises(CaptionerError, match="--resume"):
