@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import onnxruntime
@@ -19,10 +19,8 @@ from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.export.format import FORMAT_VERSION, is_export
 from captioner.export.search import Beam, SearchOptions, log_softmax, search
-from captioner.infer.caption import Caption, Tag, Token
+from captioner.infer.caption import Caption, ImageInput, Tag, Token
 from captioner.model.preprocessing import Preprocessing
-
-ImageInput = str | Path | bytes | Image.Image
 
 
 class ExportedCaptioner:
@@ -30,7 +28,7 @@ class ExportedCaptioner:
 
     Example:
         >>> cap = ExportedCaptioner("exported")
-        >>> cap(["photo.jpg"], num_beams=5)[0].text
+        >>> cap("photo.jpg", num_beams=5).text
     """
 
     def __init__(self, folder: str | Path, num_threads: int | None = None) -> None:
@@ -48,7 +46,7 @@ class ExportedCaptioner:
         self.config = _read_json(folder, "config.json")
         if self.config.get("format_version") != FORMAT_VERSION:
             version = self.config.get("format_version")
-            raise CaptionerError(f"{folder}: exported in format {version}; this is captioner for {FORMAT_VERSION}")
+            raise CaptionerError(f"{folder}: exported in format {version}, and this captioner reads {FORMAT_VERSION}")
         try:
             self.preprocess = Preprocessing(**_read_json(folder, "processor_config.json")["image_processor"])
             defaults = _read_json(folder, "generation_config.json")
@@ -61,8 +59,14 @@ class ExportedCaptioner:
             reason = " ".join(str(error).split())[:300]
             raise CaptionerError(f"{folder}: cannot be read as an exported model: {reason}") from error
 
-    def __call__(self, images: Sequence[ImageInput], *, batch_size: int = 16, **options: Any) -> list[Caption]:
-        """Caption images: paths, the bytes of image files, or Pillow images.
+    @overload
+    def __call__(self, images: ImageInput, *, batch_size: int = ..., **options: Any) -> Caption: ...
+    @overload
+    def __call__(self, images: Sequence[ImageInput], *, batch_size: int = ..., **options: Any) -> list[Caption]: ...
+    def __call__(
+        self, images: ImageInput | Sequence[ImageInput], *, batch_size: int = 16, **options: Any
+    ) -> Caption | list[Caption]:
+        """Caption one image, or a list of images: paths, the bytes of image files, or Pillow images.
 
         Args:
             options: fields of `SearchOptions`; defaults are the folder's own.
@@ -71,11 +75,14 @@ class ExportedCaptioner:
             ImageError: an image cannot be read; the message names it.
             CaptionerError: an option is unknown or out of range.
         """
-        if unknown := options.keys() - asdict(self.defaults).keys():
-            raise CaptionerError(
-                f"unknown option {', '.join(sorted(unknown))}; there are {', '.join(asdict(self.defaults))}"
-            )
-        chosen = replace(self.defaults, **options)
+        if isinstance(images, (str, bytes, Path, Image.Image)):
+            return self([images], batch_size=batch_size, **options)[0]
+        if batch_size < 1:
+            raise CaptionerError(f"batch_size must be at least 1; it is {batch_size}")
+        known = asdict(self.defaults)
+        if unknown := options.keys() - known:
+            raise CaptionerError(f"unknown option {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        chosen = SearchOptions(**known | options)
         captions: list[Caption] = []
         for start in range(0, len(images), batch_size):
             batch = [self.preprocess(load_image(image)) for image in images[start : start + batch_size]]
@@ -99,7 +106,8 @@ class ExportedCaptioner:
         """Pixels [B, 3, height, width] -> the decoder's cross-attention inputs by name, and tag logits [B, C]."""
         names = [output.name for output in self.encoder.get_outputs()]
         outputs = dict(zip(names, self.encoder.run(names, {"pixel_values": pixel_values}), strict=True))
-        return outputs, outputs.pop("tag_logits", np.empty((len(pixel_values), 0), dtype=np.float32))
+        tag_logits = outputs.pop("tag_logits", np.empty((len(pixel_values), 0), dtype=np.float32))
+        return outputs, tag_logits
 
     def _tags(self, logits: np.ndarray) -> tuple[Tag, ...]:
         """The tags more likely than not, or the one class; most probable first."""

@@ -1,7 +1,12 @@
-"""What captioning an image gives, whoever computes it."""
+"""What captioning takes and gives, whoever computes it."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from PIL import Image
+
+ImageInput: TypeAlias = str | Path | bytes | Image.Image
 
 
 class Token(NamedTuple):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any, overload
 
 import torch
 from PIL import Image
@@ -13,14 +13,12 @@ from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.export.format import is_export
 from captioner.hub import find_model, load_model
-from captioner.infer.caption import Caption, Tag, Token
+from captioner.infer.caption import Caption, ImageInput, Tag, Token
 from captioner.infer.generation import GenerationOptions, Hypothesis, generate
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-ImageInput: TypeAlias = str | Path | bytes | Image.Image
 
 
 class Captioner:

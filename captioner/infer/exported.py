@@ -44,9 +44,9 @@ def search_options(options: GenerationOptions) -> SearchOptions:
     Raises:
         CaptionerError: others than these are set.
     """
-    known = {field.name for field in fields(SearchOptions)}
-    others = [field for field in fields(options) if field.name not in known]
-    unknown = [field.name for field in others if getattr(options, field.name) != field.default]
+    known, defaults = {field.name for field in fields(SearchOptions)}, GenerationOptions()
+    others = [field.name for field in fields(options) if field.name not in known]
+    unknown = [name for name in others if getattr(options, name) != getattr(defaults, name)]
     if unknown:
         raise CaptionerError(f"an exported model searches greedily or with beams; it has no {', '.join(unknown)}")
     return SearchOptions(**{name: getattr(options, name) for name in known})

@@ -4,19 +4,34 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from captioner.hub import load_model
 
 pytest.importorskip("onnxruntime", reason="export needs onnxruntime: pip install 'captioner[export]'")
 pytest.importorskip("onnxscript", reason="export needs onnxscript: pip install 'captioner[export]'")
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny captioner as fp32 export. Not to be written to."""
+def model(tiny_captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny captioner with a tag head."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    network, processor = load_model(tiny_captioner, "tiny", tags=["red", "green", "blue", "round", "square"])
+    network.heads.tags.reset_parameters()
+    network.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as fp32 export. Not to be written to."""
     from captioner.export.onnx import export_model
 
     folder = tmp_path_factory.mktemp("exported") / "fp32"
-    export_model(tiny_captioner, folder)
+    export_model(model, folder)
     return folder
 
 

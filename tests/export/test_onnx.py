@@ -18,9 +18,9 @@ from captioner.infer.captioner import Captioner
 
 @pytest.fixture
 def graphs_of_the_export(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is exported gets the graphs of the tiny captioner, which saves the seconds of tracing."""
+    """Whatever is exported gets the graphs of the model, which saves the seconds of tracing."""
 
-    def copy(folder: Path, model: object) -> None:
+    def copy(folder: Path, network: object) -> None:
         for name in ("encoder.onnx", "decoder.onnx"):
             shutil.copy(exported / name, folder)
 
@@ -38,11 +38,14 @@ def graphs_of_the_export(exported: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         {"num_beams": 2, "max_new_tokens": 4},
     ],
 )
-def test_an_export_captions_as_its_model_does(tiny_captioner, exported, photos, options):
-    expected = Captioner.from_pretrained(tiny_captioner, device="cpu")(photos, **options)
+def test_an_export_captions_as_its_model_does(model, exported, photos, options):
+    expected = Captioner.from_pretrained(model, device="cpu")(photos, **options)
     captions = Captioner.from_pretrained(exported)(photos, batch_size=3, **options)
     assert len({caption.text for caption in expected}) > 1, "equal captions would hide a wrong order"
+    assert any(caption.tags for caption in expected)
     for caption, true in zip(captions, expected, strict=True):
+        assert [tag.text for tag in caption.tags] == [tag.text for tag in true.tags]
+        assert [tag.score for tag in caption.tags] == pytest.approx([tag.score for tag in true.tags], rel=1e-3)
         for one, other in zip((caption, *caption.alternatives), (true, *true.alternatives), strict=True):
             assert one.text == other.text
             assert [token.text for token in one.tokens] == [token.text for token in other.tokens]
@@ -64,9 +67,9 @@ def test_the_graphs_have_the_opset_and_the_free_dimensions_they_should(exported)
 
 @pytest.mark.usefixtures("graphs_of_the_export")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_graphs_that_disagree_with_the_model_are_not_written(tiny_captioner, tmp_path, precision):
+def test_graphs_that_disagree_with_the_model_are_not_written(model, tmp_path, precision):
     other = tmp_path / "other"
-    shutil.copytree(tiny_captioner, other)
+    shutil.copytree(model, other)
     weights = load_file(other / "model.safetensors")
     weights["decoder.norm.weight"] = -weights["decoder.norm.weight"]
     save_file(weights, other / "model.safetensors", {"format": "pt"})
@@ -77,9 +80,9 @@ def test_graphs_that_disagree_with_the_model_are_not_written(tiny_captioner, tmp
 
 @pytest.mark.usefixtures("graphs_of_the_export")
 @pytest.mark.parametrize(("precision", "type_name"), [("fp16", "FLOAT16"), ("int8", "INT8")])
-def test_other_precisions_store_their_weights_so(tiny_captioner, tmp_path, photos, monkeypatch, precision, type_name):
+def test_other_precisions_store_their_weights_so(model, tmp_path, photos, monkeypatch, precision, type_name):
     monkeypatch.setitem(module.EQUAL_TOKENS, precision, 0.5)  # random weights are no measure of what quantisation costs
-    export_model(tiny_captioner, tmp_path / "out", precision)
+    export_model(model, tmp_path / "out", precision)
     decoder = onnx.load(tmp_path / "out" / "decoder.onnx")
     assert onnx.TensorProto.DataType.Value(type_name) in {tensor.data_type for tensor in decoder.graph.initializer}
     assert Captioner.from_pretrained(tmp_path / "out")(photos[0]).text
@@ -104,8 +107,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         (("annotate", "{photo}", "--model", "{exported}", "--do-sample"), "it has no do_sample"),
     ],
 )
-def test_mistakes_cost_one_line(tiny_captioner, exported, photos, tmp_path, monkeypatch, capsys, arguments, message):
-    names = {"model": tiny_captioner, "exported": exported, "photo": photos[0], "tmp": tmp_path}
+def test_mistakes_cost_one_line(model, exported, photos, tmp_path, monkeypatch, capsys, arguments, message):
+    names = {"model": model, "exported": exported, "photo": photos[0], "tmp": tmp_path}
     assert run(monkeypatch, *(argument.format(**names) for argument in arguments)) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
