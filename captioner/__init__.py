@@ -19,6 +19,7 @@ __all__ = [
 ]
 
 try:
+    import timm  # noqa: F401 - asked first: of an absent torch, transformers' own error does not tell the name
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
     from captioner.model.configuration_captioner import CaptionerConfig

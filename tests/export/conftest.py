@@ -9,9 +9,6 @@ from PIL import Image
 
 from captioner.hub import load_model
 
-pytest.importorskip("onnxruntime", reason="export needs onnxruntime: pip install 'captioner[export]'")
-pytest.importorskip("onnxscript", reason="export needs onnxscript: pip install 'captioner[export]'")
-
 
 @pytest.fixture(scope="session")
 def model(tiny_captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

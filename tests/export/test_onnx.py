@@ -5,15 +5,20 @@ import shutil
 import sys
 from pathlib import Path
 
-import onnx
 import pytest
 from safetensors.torch import load_file, save_file
 
 from captioner import cli
 from captioner.errors import CaptionerError
-from captioner.export import onnx as module
-from captioner.export.onnx import OPSET, export_model
 from captioner.infer.captioner import Captioner
+
+for library in ("onnx", "onnxruntime", "onnxscript"):
+    pytest.importorskip(library, reason=f"an export is made for these tests: {library}, of 'captioner[export]'")
+
+import onnx  # noqa: E402
+
+from captioner.export import onnx as module  # noqa: E402
+from captioner.export.onnx import OPSET, export_model  # noqa: E402
 
 
 @pytest.fixture

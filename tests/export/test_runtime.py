@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from captioner.errors import CaptionerError
-from captioner.export.runtime import ExportedCaptioner
+
+for library in ("onnx", "onnxruntime", "onnxscript"):
+    pytest.importorskip(library, reason=f"an export is made for these tests: {library}, of 'captioner[export]'")
+
+from captioner.export.runtime import ExportedCaptioner  # noqa: E402
 
 WITHOUT_TORCH = """
 import sys
