@@ -5,13 +5,6 @@ Importing this package makes its checkpoints known to transformers' Auto classes
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
-
-from captioner.model.configuration_captioner import CaptionerConfig
-from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-from captioner.model.processing_captioner import CaptionerImageProcessor, CaptionerProcessor
-from captioner.model.tokenization_captioner import CaptionerTokenizer
-
 if TYPE_CHECKING:
     from captioner.infer.captioner import Captioner
 
@@ -25,13 +18,26 @@ __all__ = [
     "CaptionerTokenizer",
 ]
 
-AutoConfig.register(CaptionerConfig.model_type, CaptionerConfig)
-AutoModelForImageTextToText.register(CaptionerConfig, CaptionerForConditionalGeneration)
-AutoTokenizer.register(CaptionerConfig, CaptionerTokenizer)
-AutoImageProcessor.register(
-    CaptionerConfig, image_processor_classes={"torchvision": CaptionerImageProcessor, "pil": CaptionerImageProcessor}
-)
-AutoProcessor.register(CaptionerConfig, CaptionerProcessor)
+try:
+    import timm  # noqa: F401 - asked first: of an absent torch, transformers' own error does not tell the name
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+    from captioner.model.configuration_captioner import CaptionerConfig
+    from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+    from captioner.model.processing_captioner import CaptionerImageProcessor, CaptionerProcessor
+    from captioner.model.tokenization_captioner import CaptionerTokenizer
+except ModuleNotFoundError as error:  # an exported model's runtime goes without these
+    if error.name not in ("torch", "transformers", "timm"):
+        raise
+else:
+    AutoConfig.register(CaptionerConfig.model_type, CaptionerConfig)
+    AutoModelForImageTextToText.register(CaptionerConfig, CaptionerForConditionalGeneration)
+    AutoTokenizer.register(CaptionerConfig, CaptionerTokenizer)
+    AutoImageProcessor.register(
+        CaptionerConfig,
+        image_processor_classes={"torchvision": CaptionerImageProcessor, "pil": CaptionerImageProcessor},
+    )
+    AutoProcessor.register(CaptionerConfig, CaptionerProcessor)
 
 
 def __getattr__(name: str) -> Any:

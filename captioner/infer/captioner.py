@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, overload
 
 import torch
 from PIL import Image
@@ -12,49 +11,14 @@ from torch import Tensor
 
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
+from captioner.export.format import is_export
 from captioner.hub import find_model, load_model
+from captioner.infer.caption import Caption, ImageInput, Tag, Token
 from captioner.infer.generation import GenerationOptions, Hypothesis, generate
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-ImageInput: TypeAlias = str | Path | bytes | Image.Image
-
-
-class Token(NamedTuple):
-    """A piece of a caption as the tokenizer spells it, and its log-probability under the model."""
-
-    text: str
-    log_prob: float
-
-
-class Tag(NamedTuple):
-    """A word for what an image shows, from a tag head, with its probability."""
-
-    text: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Caption:
-    """What a model says of an image.
-
-    Attributes:
-        text: the caption, on one line.
-        confidence: exp of the mean log-probability of its tokens, the end of sequence among them: the geometric mean of
-            the probabilities that the model gave each token, between 0 and 1. Comparable between captions of any
-            length, but no probability that the caption is right.
-        tokens: its tokens with their log-probabilities.
-        alternatives: further captions of the image, best first (`num_return_sequences` less one).
-        tags: what a tag head saw; empty where the model has none.
-    """
-
-    text: str
-    confidence: float
-    tokens: tuple[Token, ...]
-    alternatives: tuple["Caption", ...] = ()
-    tags: tuple[Tag, ...] = ()
 
 
 class Captioner:
@@ -88,7 +52,8 @@ class Captioner:
         device: str | torch.device = "auto",
         precision: str = "auto",
     ) -> "Captioner":
-        """Load the bundled checkpoint (None), a folder that training wrote, or a model of the Hugging Face Hub.
+        """Load the bundled checkpoint (None), a folder that training or `captioner export` wrote, or a model of the
+        Hugging Face Hub.
 
         Args:
             model: an existing folder is read as such; any other `owner/name` is asked of the Hub, through its cache,
@@ -100,9 +65,12 @@ class Captioner:
         Raises:
             CaptionerError: no such model, or one that cannot be read; the message says which and why.
         """
-        device = _device(device)
-        _dtype(precision, device)  # a wrong name should not cost a download
+        _dtype(precision, _device(device))  # a wrong name should not cost a download
         folder, name = find_model(model)
+        if is_export(folder):
+            from captioner.infer.exported import OnnxCaptioner
+
+            return OnnxCaptioner(folder, name, device, precision)
         network, processor = load_model(folder, name)
         return cls(network, processor, name, device, precision)
 

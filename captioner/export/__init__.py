@@ -1,0 +1,1 @@
+"""Models without torch: `onnx` writes an exported folder, `runtime` captions with it."""

@@ -1,0 +1,245 @@
+"""Write a model as an exported folder: `captioner export`.
+
+Shapes: B images, K captions an image, T tokens so far, P image tokens, L layers, H heads, D width, V vocabulary.
+"""
+
+import json
+import shutil
+import tempfile
+import textwrap
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from torch import Tensor, nn
+
+from captioner.errors import CaptionerError
+from captioner.export.format import FORMAT_VERSION, MODEL_TYPE, is_export
+from captioner.export.graphs import DecoderGraph, EncoderGraph
+from captioner.export.search import SearchOptions
+from captioner.hub import find_model, load_model
+from captioner.infer.generation import GenerationOptions
+from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+from captioner.model.processing_captioner import CaptionerProcessor
+
+try:
+    import onnx
+    import onnxscript  # noqa: F401 - torch.onnx writes graphs with it
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    from captioner.export.runtime import DecoderSteps, ExportedCaptioner
+except ModuleNotFoundError as error:
+    if error.name not in ("onnx", "onnxscript", "onnxruntime"):
+        raise
+    raise CaptionerError(f"export needs {error.name}: pip install 'captioner[export]'") from error
+
+OPSET = 18
+LOGITS_TOLERANCE = 1e-4
+EQUAL_TOKENS = {"fp32": 1.0, "fp16": 0.98, "int8": 0.9}
+"""By precision: the share of greedy tokens that must be the model's own, given the same tokens before."""
+
+
+class Agreement(NamedTuple):
+    """How an export compares with its model: the largest difference of logits, of tokens and tags, and the share of
+    equal greedy tokens."""
+
+    difference: float
+    equal_tokens: float
+
+
+def export_model(model: str | Path | None, output: Path, precision: str = "fp32") -> Agreement:
+    """Write a model (as `Captioner.from_pretrained` finds it) as the folder `output`, whole or not at all.
+
+    fp32 is exact; fp16 halves the files and computes in half precision where ONNX Runtime can; int8 quantises the
+    weights of matrix products by channel, and their inputs as they come (convolutions stay in fp32).
+
+    Raises:
+        CaptionerError: `output` is there already, there is no such model, it cannot be expressed in ONNX, or the
+            exported model disagrees with it: with fp32 a logit by more than 1e-4 or one greedy token of random images,
+            with fp16 more than 2 % of the tokens, with int8 more than 10 %.
+    """
+    if precision not in EQUAL_TOKENS:
+        raise CaptionerError(f"precision {precision!r}: choose {', '.join(EQUAL_TOKENS)}")
+    if output.exists() or not output.parent.is_dir():
+        raise CaptionerError(f"{output}: " + ("exists already" if output.exists() else f"no folder {output.parent}"))
+    folder, name = find_model(model)
+    if is_export(folder):
+        raise CaptionerError(f"{name}: exported already; export the model it was made from")
+    network, processor = load_model(folder, name)
+    network.eval()
+    with tempfile.TemporaryDirectory(prefix=f"{output.name}.", dir=output.parent) as temporary:
+        partial = Path(temporary) / output.name
+        partial.mkdir()
+        _write_settings(partial, network, processor, name, precision)
+        _write_graphs(partial, network)
+        for graph in ("encoder.onnx", "decoder.onnx"):
+            _convert(partial / graph, precision)
+        agreement = compare(network, ExportedCaptioner(partial, num_threads=torch.get_num_threads()))
+        if agreement.equal_tokens < EQUAL_TOKENS[precision] or (
+            precision == "fp32" and agreement.difference > LOGITS_TOLERANCE
+        ):
+            raise CaptionerError(
+                f"{name}: not exported, since the {precision} export disagrees with it: {agreement.equal_tokens:.1%} "
+                f"of greedy tokens are equal, logits differ by up to {agreement.difference:.1e}"
+            )
+        _write_card(partial, folder, name, precision, agreement)
+        partial.rename(output)
+    return agreement
+
+
+def compare(model: CaptionerForConditionalGeneration, exported: ExportedCaptioner, batch_size: int = 4) -> Agreement:
+    """Caption random images greedily with the export, and have the model predict each of those tokens again.
+
+    Where the model's most probable next token is the export's at every step, its own greedy captions are the same.
+    """
+    generator = np.random.default_rng(0)
+    size = model.config.image_size
+    pixel_values = generator.standard_normal((batch_size, 3, size, size), dtype=np.float32)
+    states, tag_logits = exported.encode(pixel_values)
+    decoder = DecoderSteps(exported.decoder, states, beams=1)
+    token_ids = np.full((batch_size, 1), exported.start)
+    steps = []
+    for _ in range(min(exported.defaults.max_new_tokens, model.config.max_position_embeddings)):
+        steps.append(decoder.step(token_ids[:, -1:])[:, 0])
+        token_ids = np.concatenate([token_ids, steps[-1].argmax(-1)[:, None]], axis=1)
+    logits = np.stack(steps, axis=1)
+    with torch.inference_mode():
+        images, captions = torch.from_numpy(pixel_values), torch.from_numpy(token_ids[:, :-1])
+        outputs = model(pixel_values=images, decoder_input_ids=captions)
+        head = model.heads.tags
+        expected_tags = tag_logits if head is None else head(outputs.encoder_last_hidden_state).numpy()
+    expected = outputs.logits.numpy()
+    difference = max(np.abs(logits - expected).max(), np.abs(tag_logits - expected_tags).max(initial=0))
+    return Agreement(float(difference), float((logits.argmax(-1) == expected.argmax(-1)).mean()))
+
+
+def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration) -> None:
+    """encoder.onnx and decoder.onnx, in fp32."""
+    config = model.config
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    pixel_values = torch.randn(2, 3, config.image_size, config.image_size)
+    encoder = EncoderGraph(model).eval()
+    with torch.no_grad():
+        cross_states = list(encoder(pixel_values)[: 2 * layers])
+    # Sizes of the example differ from each other and from 1: none is taken for another, or for a constant.
+    self_states = [torch.randn(2, 3, heads, 5, config.hidden_size // heads) for _ in cross_states]
+    token_ids = torch.ones(2, 3, dtype=torch.long)
+    batch, captions = torch.export.Dim("batch"), torch.export.Dim("captions")
+    past = torch.export.Dim("past", max=config.max_position_embeddings - 1)
+    states = [f"{part}_{index}" for index in range(layers) for part in ("key", "value")]
+    cross_names, self_names = [f"cross_{name}" for name in states], [f"self_{name}" for name in states]
+    tag_names = ["tag_logits"] if config.tags else []
+    _write_graph(
+        folder / "encoder.onnx", encoder, (pixel_values,), ["pixel_values"], cross_names + tag_names, ({0: batch},)
+    )
+    _write_graph(
+        folder / "decoder.onnx",
+        DecoderGraph(model).eval(),
+        (token_ids, self_states, cross_states),
+        ["input_ids", *self_names, *cross_names],
+        ["logits", *(f"new_{name}" for name in self_names)],
+        (
+            {0: batch, 1: captions},
+            [{0: batch, 1: captions, 3: past}] * len(self_names),
+            [{0: batch}] * len(cross_names),
+        ),
+    )
+
+
+def _write_graph(
+    path: Path,
+    graph: nn.Module,
+    example: tuple[Tensor | list[Tensor], ...],
+    inputs: list[str],
+    outputs: list[str],
+    dynamic_shapes: tuple[Any, ...],
+) -> None:
+    try:
+        torch.onnx.export(
+            graph,
+            example,
+            path,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=dynamic_shapes,
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    except (torch.onnx.errors.OnnxExporterError, ValueError) as error:  # ValueError: more than 2 GB
+        raise CaptionerError(f"{path.stem} cannot be expressed in ONNX: {textwrap.shorten(str(error), 300)}") from error
+
+
+def _convert(path: Path, precision: str) -> None:
+    """From fp32 to another precision, in place; checked."""
+    if precision == "fp16":
+        half = OnnxModel(convert_float_to_float16(onnx.load(path), keep_io_types=True))
+        half.topological_sort()  # the conversion appends its casts at the end
+        onnx.save(half.model, path)
+    if precision == "int8":
+        whole = onnx.load(path)
+        whole.graph.ClearField("value_info")  # shapes are inferred anew: quantisation transposes weights
+        add_pre_process_metadata(whole)  # what else that would do, torch's exporter did
+        products = ["MatMul", "Gemm"]
+        quantize_dynamic(whole, path, products, per_channel=True, weight_type=QuantType.QInt8)
+    onnx.checker.check_model(path, full_check=True)
+    opsets = {entry.domain: entry.version for entry in onnx.load(path).opset_import}
+    if opsets[""] != OPSET:
+        raise CaptionerError(f"{path.stem} came out in opset {opsets['']}, not {OPSET}")
+
+
+def _write_settings(
+    folder: Path, model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, name: str, precision: str
+) -> None:
+    """The tokenizer, the preprocessing, how to search, and what the folder is."""
+    config = model.config
+    defaults = {field.name: getattr(GenerationOptions(), field.name) for field in fields(SearchOptions)}
+    settings = {
+        "processor_config.json": {"image_processor": asdict(processor.image_processor.preprocessing)},
+        "generation_config.json": {
+            "decoder_start_token_id": config.decoder_start_token_id,
+            "eos_token_id": config.eos_token_id,
+            **defaults,
+        },
+        "config.json": {
+            "model_type": MODEL_TYPE,
+            "format_version": FORMAT_VERSION,
+            "precision": precision,
+            "opset": OPSET,
+            "source_model": name,
+            "max_position_embeddings": config.max_position_embeddings,
+            "tags": config.tags,
+            "problem_type": config.problem_type,
+        },
+    }
+    for file, content in settings.items():
+        (folder / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    shutil.copy(processor.tokenizer.vocab_file, folder / "tokenizer.model")
+
+
+def _write_card(folder: Path, source: Path, name: str, precision: str, agreement: Agreement) -> None:
+    """README.md: the source's own card, but for its scores, which are not this export's, below what the export is."""
+    card = ModelCard.load(source / "README.md") if (source / "README.md").is_file() else None
+    data = card.data if card else ModelCardData(library_name="captioner", pipeline_tag="image-to-text")
+    data.eval_results = None
+    text = f"""# {name}, exported to ONNX ({precision})
+
+Written by `captioner export`: `encoder.onnx` (pixel values -> keys and values of the decoder's cross-attention) and
+`decoder.onnx` (one step with caches), opset {OPSET}. On random images {agreement.equal_tokens:.1%} of the greedy tokens
+are those of the model it was made from, and logits differ by at most {agreement.difference:.1e}.
+
+```python
+from captioner.export.runtime import ExportedCaptioner  # needs neither torch nor transformers
+
+print(ExportedCaptioner("{folder.name}")("photo.jpg").text)
+```
+"""
+    original = f"\nThe card of the model it was made from:\n\n{card.text.strip()}\n" if card else ""
+    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}{original}", encoding="utf-8")

@@ -1,0 +1,183 @@
+"""Captions from an exported folder, with NumPy, Pillow, ONNX Runtime and SentencePiece alone.
+
+Shapes: B images, K captions an image, T tokens so far, P image tokens, L layers, H heads, D width, V vocabulary.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import onnxruntime
+import sentencepiece
+from PIL import Image
+
+from captioner.data.images import load_image
+from captioner.errors import CaptionerError
+from captioner.export.format import FORMAT_VERSION, is_export
+from captioner.export.search import Beam, SearchOptions, log_softmax, search
+from captioner.infer.caption import Caption, ImageInput, Tag, Token
+from captioner.model.preprocessing import Preprocessing
+
+
+class ExportedCaptioner:
+    """An exported model, ready to caption.
+
+    Example:
+        >>> cap = ExportedCaptioner("exported")
+        >>> cap("photo.jpg", num_beams=5).text
+    """
+
+    def __init__(self, folder: str | Path, num_threads: int | None = None) -> None:
+        """Read a folder that `captioner export` wrote.
+
+        Args:
+            num_threads: for computing; default: one a core.
+
+        Raises:
+            CaptionerError: no exported model, one of another format, or files that cannot be read.
+        """
+        folder = Path(folder).expanduser()
+        if not is_export(folder):
+            raise CaptionerError(f"{folder}: not an exported model; `captioner export` makes one")
+        self.config = _read_json(folder, "config.json")
+        if self.config.get("format_version") != FORMAT_VERSION:
+            version = self.config.get("format_version")
+            raise CaptionerError(f"{folder}: exported in format {version}, and this captioner reads {FORMAT_VERSION}")
+        try:
+            self.preprocess = Preprocessing(**_read_json(folder, "processor_config.json")["image_processor"])
+            defaults = _read_json(folder, "generation_config.json")
+            self.start, self.end = defaults.pop("decoder_start_token_id"), defaults.pop("eos_token_id")
+            self.defaults = SearchOptions(**defaults)
+            self.tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+            self.encoder = _session(folder / "encoder.onnx", num_threads)
+            self.decoder = _session(folder / "decoder.onnx", num_threads)
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CaptionerError(f"{folder}: cannot be read as an exported model: {reason}") from error
+
+    @overload
+    def __call__(self, images: ImageInput, *, batch_size: int = ..., **options: Any) -> Caption: ...
+    @overload
+    def __call__(self, images: Sequence[ImageInput], *, batch_size: int = ..., **options: Any) -> list[Caption]: ...
+    def __call__(
+        self, images: ImageInput | Sequence[ImageInput], *, batch_size: int = 16, **options: Any
+    ) -> Caption | list[Caption]:
+        """Caption one image, or a list of images: paths, the bytes of image files, or Pillow images.
+
+        Args:
+            options: fields of `SearchOptions`; defaults are the folder's own.
+
+        Raises:
+            ImageError: an image cannot be read; the message names it.
+            CaptionerError: an option is unknown or out of range.
+        """
+        if isinstance(images, (str, bytes, Path, Image.Image)):
+            return self([images], batch_size=batch_size, **options)[0]
+        if batch_size < 1:
+            raise CaptionerError(f"batch_size must be at least 1; it is {batch_size}")
+        known = asdict(self.defaults)
+        if unknown := options.keys() - known:
+            raise CaptionerError(f"unknown option {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        chosen = SearchOptions(**known | options)
+        captions: list[Caption] = []
+        for start in range(0, len(images), batch_size):
+            batch = [self.preprocess(load_image(image)) for image in images[start : start + batch_size]]
+            captions += self.caption(np.stack(batch), chosen)
+        return captions
+
+    def caption(self, pixel_values: np.ndarray, options: SearchOptions) -> list[Caption]:
+        """Caption a batch of preprocessed images, float32 [B, 3, height, width]."""
+        states, tag_logits = self.encode(pixel_values)
+        longest = self.config["max_position_embeddings"]
+        if options.min_new_tokens > longest:
+            raise CaptionerError(
+                f"min_new_tokens is {options.min_new_tokens}; this model writes at most {longest} tokens"
+            )
+        options = replace(options, max_new_tokens=min(options.max_new_tokens, longest))
+        steps = DecoderSteps(self.decoder, states, options.num_beams)
+        found = search(steps, len(pixel_values), options, self.start, self.end)
+        return [self._caption(group, self._tags(row)) for group, row in zip(found, tag_logits, strict=True)]
+
+    def encode(self, pixel_values: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Pixels [B, 3, height, width] -> the decoder's cross-attention inputs by name, and tag logits [B, C]."""
+        names = [output.name for output in self.encoder.get_outputs()]
+        outputs = dict(zip(names, self.encoder.run(names, {"pixel_values": pixel_values}), strict=True))
+        tag_logits = outputs.pop("tag_logits", np.empty((len(pixel_values), 0), dtype=np.float32))
+        return outputs, tag_logits
+
+    def _tags(self, logits: np.ndarray) -> tuple[Tag, ...]:
+        """The tags more likely than not, or the one class; most probable first."""
+        names = self.config["tags"]
+        if names and self.config["problem_type"] == "single_label_classification":
+            best = int(logits.argmax())
+            return (Tag(names[best], math.exp(log_softmax(logits)[best])),)
+        tags = (Tag(name, 1 / (1 + math.exp(-logit))) for name, logit in zip(names, logits.tolist(), strict=True))
+        return tuple(sorted((tag for tag in tags if tag.score >= 0.5), key=lambda tag: -tag.score))
+
+    def _caption(self, found: list[Beam], tags: tuple[Tag, ...] = ()) -> Caption:
+        best, *others = found
+        words = [index for index in best.token_ids if index != self.end]
+        spoken = [
+            index for index in words if not (self.tokenizer.is_control(index) or self.tokenizer.is_unknown(index))
+        ]
+        return Caption(
+            text=" ".join(self.tokenizer.decode(spoken).split()),
+            confidence=math.exp(sum(best.log_probs) / len(best.log_probs)),
+            tokens=tuple(
+                Token(self.tokenizer.id_to_piece(index), log_prob)
+                for index, log_prob in zip(words, best.log_probs, strict=False)
+            ),
+            alternatives=tuple(self._caption([other]) for other in others),
+            tags=tags,
+        )
+
+
+class DecoderSteps:
+    """The decoder's session with its caches: the `Decoder` of `search`."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, cross_states: dict[str, np.ndarray], beams: int) -> None:
+        """`cross_states`: 2 L arrays [B, H, P, D / H], one for an image however many its beams."""
+        self.session = session
+        self.cross_states = cross_states
+        batch_size = len(next(iter(cross_states.values())))
+        self.self_states: dict[str, np.ndarray] = {}  # [B, K, H, T, D / H]
+        for given in session.get_inputs():
+            if given.name.startswith("self_"):
+                heads, width = given.shape[2], given.shape[4]
+                self.self_states[given.name] = np.zeros((batch_size, beams, heads, 0, width), dtype=np.float32)
+
+    def step(self, token_ids: np.ndarray) -> np.ndarray:
+        """The newest tokens [B, K] -> logits [B, K, V] of the next."""
+        inputs = {"input_ids": token_ids, **self.self_states, **self.cross_states}
+        logits, *states = self.session.run(None, inputs)
+        self.self_states = dict(zip(self.self_states, states, strict=True))
+        return logits
+
+    def reorder(self, beams: np.ndarray) -> None:
+        """From now on row k of image b goes on from its row `beams[b, k]`."""
+        images = np.arange(len(beams))[:, None]
+        self.self_states = {name: state[images, beams] for name, state in self.self_states.items()}
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads((folder / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: not a JSON object")
+    return value
+
+
+def _session(path: Path, num_threads: int | None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors alone
+    options.intra_op_num_threads = num_threads or 0  # 0: ONNX Runtime counts the cores
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own have no common base
+        raise RuntimeError(f"{path.name}: {error}") from error

@@ -1,0 +1,126 @@
+"""What `captioner export` writes is the model, or it is not written."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from captioner import cli
+from captioner.errors import CaptionerError
+from captioner.infer.captioner import Captioner
+
+for library in ("onnx", "onnxruntime", "onnxscript"):
+    pytest.importorskip(library, reason=f"an export is made for these tests: {library}, of 'captioner[export]'")
+
+import onnx  # noqa: E402
+
+from captioner.export import onnx as module  # noqa: E402
+from captioner.export.onnx import OPSET, export_model  # noqa: E402
+
+
+@pytest.fixture
+def graphs_of_the_export(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is exported gets the graphs of the model, which saves the seconds of tracing."""
+
+    def copy(folder: Path, network: object) -> None:
+        for name in ("encoder.onnx", "decoder.onnx"):
+            shutil.copy(exported / name, folder)
+
+    monkeypatch.setattr(module, "_write_graphs", copy)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 1},
+        {"num_beams": 3},
+        {"num_beams": 4, "num_return_sequences": 3},
+        {"num_beams": 3, "length_penalty": 0.0},
+        {"num_beams": 3, "length_penalty": 2.0, "min_new_tokens": 6},
+        {"num_beams": 2, "max_new_tokens": 4},
+    ],
+)
+def test_an_export_captions_as_its_model_does(model, exported, photos, options):
+    expected = Captioner.from_pretrained(model, device="cpu")(photos, **options)
+    captions = Captioner.from_pretrained(exported)(photos, batch_size=3, **options)
+    assert len({caption.text for caption in expected}) > 1, "equal captions would hide a wrong order"
+    assert any(caption.tags for caption in expected)
+    for caption, true in zip(captions, expected, strict=True):
+        assert [tag.text for tag in caption.tags] == [tag.text for tag in true.tags]
+        assert [tag.score for tag in caption.tags] == pytest.approx([tag.score for tag in true.tags], rel=1e-3)
+        for one, other in zip((caption, *caption.alternatives), (true, *true.alternatives), strict=True):
+            assert one.text == other.text
+            assert [token.text for token in one.tokens] == [token.text for token in other.tokens]
+            assert one.confidence == pytest.approx(other.confidence, rel=1e-3)
+
+
+def test_the_graphs_have_the_opset_and_the_free_dimensions_they_should(exported):
+    assert json.loads((exported / "config.json").read_text())["opset"] == OPSET
+    decoder = onnx.load(exported / "decoder.onnx")
+    assert {entry.domain: entry.version for entry in decoder.opset_import}[""] == OPSET
+    dimensions = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in decoder.graph.input
+    }
+    assert dimensions["input_ids"] == ["batch", "captions"]
+    assert dimensions["self_key_0"] == ["batch", "captions", 2, "past", 16]
+    assert dimensions["cross_value_1"][:2] == ["batch", 2], "an image's captions share its keys and values"
+
+
+@pytest.mark.usefixtures("graphs_of_the_export")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_graphs_that_disagree_with_the_model_are_not_written(model, tmp_path, precision):
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    weights = load_file(other / "model.safetensors")
+    weights["decoder.norm.weight"] = -weights["decoder.norm.weight"]
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CaptionerError, match=rf"not exported, since the {precision} export disagrees"):
+        export_model(other, tmp_path / "out", precision)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+@pytest.mark.usefixtures("graphs_of_the_export")
+@pytest.mark.parametrize(("precision", "type_name"), [("fp16", "FLOAT16"), ("int8", "INT8")])
+def test_other_precisions_store_their_weights_so(model, tmp_path, photos, monkeypatch, precision, type_name):
+    monkeypatch.setitem(module.EQUAL_TOKENS, precision, 0.5)  # random weights are no measure of what quantisation costs
+    export_model(model, tmp_path / "out", precision)
+    decoder = onnx.load(tmp_path / "out" / "decoder.onnx")
+    assert onnx.TensorProto.DataType.Value(type_name) in {tensor.data_type for tensor in decoder.graph.initializer}
+    assert Captioner.from_pretrained(tmp_path / "out")(photos[0]).text
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["captioner", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code or 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("export", "{model}", "{tmp}"), "exists already"),
+        (("export", "{model}", "{tmp}/no/where"), "no folder"),
+        (("export", "{model}", "{tmp}/out", "--precision", "int3"), "precision 'int3': choose fp32, fp16, int8"),
+        (("export", "{tmp}/none", "{tmp}/out"), "no such folder"),
+        (("export", "{exported}", "{tmp}/out"), "exported already"),
+        (("annotate", "{photo}", "--model", "{exported}", "--precision", "bf16"), "an exported model runs on the CPU"),
+        (("annotate", "{photo}", "--model", "{exported}", "--do-sample"), "it has no do_sample"),
+    ],
+)
+def test_mistakes_cost_one_line(model, exported, photos, tmp_path, monkeypatch, capsys, arguments, message):
+    names = {"model": model, "exported": exported, "photo": photos[0], "tmp": tmp_path}
+    assert run(monkeypatch, *(argument.format(**names) for argument in arguments)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_annotates_with_an_export(exported, photos, monkeypatch, capsys):
+    assert run(monkeypatch, "annotate", photos[0], "--model", exported) == 0
+    expected = Captioner.from_pretrained(exported)(photos[0]).text
+    assert capsys.readouterr().out == f"{photos[0]}\t{expected}\n"
