@@ -79,13 +79,21 @@ class Captioner:
     @overload
     def __call__(self, images: Sequence[ImageInput], *, batch_size: int = ..., **options: Any) -> list[Caption]: ...
     def __call__(
-        self, images: ImageInput | Sequence[ImageInput], *, batch_size: int = 16, **options: Any
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        *,
+        batch_size: int = 16,
+        prefix: str = "",
+        banned_words: Sequence[str] = (),
+        **options: Any,
     ) -> Caption | list[Caption]:
         """Caption one image, or a list of images.
 
         Args:
             images: a path, the bytes of an image file, a PIL image, or a list of these.
             batch_size: images captioned at once.
+            prefix: how every caption starts: "a photo of".
+            banned_words: words, or sequences of words, that no caption uses as the tokenizer spells them here.
             options: fields of `GenerationOptions`.
 
         Raises:
@@ -93,15 +101,22 @@ class Captioner:
             CaptionerError: an option is unknown or out of range.
         """
         if isinstance(images, (str, bytes, Path, Image.Image)):
-            return self([images], batch_size=batch_size, **options)[0]
+            return self([images], batch_size=batch_size, prefix=prefix, banned_words=banned_words, **options)[0]
         if batch_size < 1:
             raise CaptionerError(f"batch_size must be at least 1; it is {batch_size}")
+        if prefix:
+            options["prefix_ids"] = self._token_ids(prefix)
+        if banned_words:
+            options["banned_ids"] = tuple(map(self._token_ids, banned_words))
         chosen = _options(options)
         captions: list[Caption] = []
         for start in range(0, len(images), batch_size):
             batch = [self.preprocess(load_image(image)) for image in images[start : start + batch_size]]
             captions += self.caption(torch.stack(batch), chosen)
         return captions
+
+    def _token_ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.processor.tokenizer(text).input_ids[:-1])  # without the end of sequence
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """An upright RGB image -> pixel values [3, H, W], float32, as the model was trained on. Safe in threads."""

@@ -8,17 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.generation import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from captioner.errors import CaptionerError
+from captioner.infer.search import Beams, Captions, StepDecoder
 
 DEFAULT_NUM_BEAMS = 3
+CHECK_EVERY = 4
+"""Steps between two looks at which images are done. An accelerator has to be waited for at each; a CPU looks always."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +23,11 @@ class GenerationOptions:
 
     Attributes:
         num_beams: beam width, 1 is greedy; default 3 (at least `num_return_sequences`). Sampling goes without beams.
-        max_new_tokens: longest caption in tokens, end of sequence included; never above what the model can hold.
+        max_new_tokens: tokens of the longest caption, end of sequence included; never above what the model can hold.
         min_new_tokens: the end of sequence is not chosen before this many tokens.
         no_repeat_ngram_size: no n-gram of this many tokens occurs twice; 0 switches it off.
+        prefix_ids: tokens that every caption starts with; they do not count as new.
+        banned_ids: sequences of tokens that no caption goes on with, one token of which may be all.
         length_penalty: beams are ranked by sum(log p) / length ** length_penalty; above 0 favours longer captions.
         do_sample: draw tokens instead of searching for the most probable ones.
         temperature: logits are divided by it before drawing.
@@ -47,6 +45,8 @@ class GenerationOptions:
     max_new_tokens: int = 40
     min_new_tokens: int = 0
     no_repeat_ngram_size: int = 0
+    prefix_ids: tuple[int, ...] = ()
+    banned_ids: tuple[tuple[int, ...], ...] = ()
     length_penalty: float = 1.0
     do_sample: bool = False
     temperature: float = 1.0
@@ -61,6 +61,7 @@ class GenerationOptions:
         self._require(self.num_return_sequences >= 1, "num_return_sequences", "at least 1")
         self._require(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", "at most max_new_tokens")
         self._require(math.isfinite(self.length_penalty), "length_penalty", "a finite number")
+        self._require(all(self.banned_ids), "banned_ids", "sequences of at least 1 token")
         self._require(0 < self.temperature < math.inf, "temperature", "above 0")
         self._require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         self._require(self.seed is None or 0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1")
@@ -78,6 +79,12 @@ class GenerationOptions:
         else:
             self._require(self.num_return_sequences <= self.num_beams, "num_return_sequences", "at most num_beams")
 
+    @property
+    def num_captions(self) -> int:
+        """Captions that an image has in the making."""
+        assert self.num_beams is not None
+        return max(self.num_beams, self.num_return_sequences)
+
     def _require(self, condition: bool, name: str, expectation: str) -> None:
         if not condition:
             raise CaptionerError(f"{name} must be {expectation}; it is {getattr(self, name)}")
@@ -90,7 +97,7 @@ class Hypothesis:
     Attributes:
         token_ids: the caption without begin and end of sequence.
         log_probs: log p(token | image, tokens before) of each, under the model itself: before temperature, top-k,
-            top-p, n-gram blocking and minimum length.
+            top-p and all that forbids a token. Those of a prefix are among them.
         end_log_prob: the same of the end of sequence; None where `max_new_tokens` cut the caption.
     """
 
@@ -105,6 +112,7 @@ class Hypothesis:
         return sum(values) / len(values)
 
 
+@torch.inference_mode()
 def generate(
     model: PreTrainedModel, encoder_inputs: Mapping[str, Any], options: GenerationOptions
 ) -> list[list[Hypothesis]]:
@@ -112,55 +120,84 @@ def generate(
 
     Args:
         model: a `CaptionerForConditionalGeneration` in evaluation mode.
-        encoder_inputs: what `model.generate` encodes from: `pixel_values` [B, 3, H, W], or features computed before.
+        encoder_inputs: `pixel_values` [B, 3, H, W], or `trunk_features` [B, P, C], or `encoder_outputs`.
 
     Returns:
         For each of the B images its `num_return_sequences` hypotheses, best first.
 
     Raises:
-        CaptionerError: `min_new_tokens` is more than the model can hold.
+        CaptionerError: `min_new_tokens` or the prefix is more than the model can hold; it has no such token.
     """
-    longest = min(options.max_new_tokens, model.config.max_position_embeddings)
+    longest = min(options.max_new_tokens, model.config.max_position_embeddings - len(options.prefix_ids))
+    _check(model, options, longest)
+    outputs = (
+        encoder_inputs["encoder_outputs"] if "encoder_outputs" in encoder_inputs else model.encoder(**encoder_inputs)
+    )
+    start = model.config.decoder_start_token_id
+    prompt = torch.tensor([start, *options.prefix_ids], device=outputs[0].device)
+    return _search(model, outputs[0], options, prompt, longest)
+
+
+def _check(model: PreTrainedModel, options: GenerationOptions, longest: int) -> None:
+    if longest < 1:
+        raise CaptionerError(
+            f"a prefix of {len(options.prefix_ids)} tokens leaves no room for a caption: "
+            f"this model writes at most {model.config.max_position_embeddings} tokens"
+        )
     if options.min_new_tokens > longest:
         raise CaptionerError(f"min_new_tokens is {options.min_new_tokens}; this model writes at most {longest} tokens")
-    output = model.generate(
-        **encoder_inputs,
-        **_sampling_arguments(options),
-        num_beams=options.num_beams,
-        num_return_sequences=options.num_return_sequences,
-        max_new_tokens=longest,
-        min_new_tokens=options.min_new_tokens,
-        no_repeat_ngram_size=options.no_repeat_ngram_size,
-        length_penalty=options.length_penalty,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    tokens, log_probs, lengths = _chosen_log_probs(output)
-    end = model.generation_config.eos_token_id
-    hypotheses = [
-        _hypothesis(ids[:length], values[:length], end)
-        for ids, values, length in zip(tokens.tolist(), log_probs.tolist(), lengths.tolist(), strict=True)
+    for ids in (options.prefix_ids, *options.banned_ids):
+        if not all(0 <= token < model.config.vocab_size for token in ids):
+            raise CaptionerError(f"tokens {ids}: this model has those from 0 to {model.config.vocab_size - 1}")
+    if model.config.eos_token_id in options.prefix_ids:
+        raise CaptionerError(f"prefix_ids {options.prefix_ids} hold the end of sequence, {model.config.eos_token_id}")
+
+
+def _search(
+    model: PreTrainedModel, encoder_hidden_states: Tensor, options: GenerationOptions, prompt: Tensor, longest: int
+) -> list[list[Hypothesis]]:
+    """Captions for image tokens [B, P, D], step by step; images that are done leave the batch."""
+    is_beam_search, end = options.num_beams != 1, model.config.eos_token_id
+    decoder = StepDecoder(model, encoder_hidden_states, options.num_captions, is_beam_search)
+    logits = decoder.start(prompt, longest - 1)
+    prefix = prompt[1:].expand(len(logits), -1)[..., None]
+    prefix_log_probs = logits[:, :-1].log_softmax(-1).gather(-1, prefix)[..., 0]
+    captions = (Beams if is_beam_search else Captions)(options, prompt, prefix_log_probs, end)
+    logits = logits[:, -1:].expand(-1, options.num_captions, -1)
+
+    images = list(range(len(encoder_hidden_states)))
+    finished: dict[int, list[Hypothesis]] = {}
+    check_every = 1 if prompt.device.type == "cpu" else CHECK_EVERY
+    for step in range(1, longest + 1):
+        is_last = step == longest
+        tokens, parents = captions.advance(logits, is_last)
+        if is_last or step % check_every == 0:
+            done = [row for row, is_done in enumerate(captions.done.tolist()) if is_done or is_last]
+            if 4 * len(done) >= len(images):  # for fewer it does not pay to move the others' keys and values
+                for row, group in zip(done, _hypotheses(captions, done, options, end), strict=True):
+                    finished[images[row]] = group
+                left = sorted(set(range(len(images))) - set(done))
+                if not left:
+                    break
+                images = [images[row] for row in left]
+                kept = torch.tensor(left, device=prompt.device)
+                decoder.keep(kept)
+                captions.keep(kept)
+                tokens, parents = tokens[kept], parents[kept]
+        logits = decoder.step(tokens, parents)
+    return [finished[image] for image in sorted(finished)]
+
+
+def _hypotheses(captions: Captions, rows: list[int], options: GenerationOptions, end: int) -> list[list[Hypothesis]]:
+    """The captions of the images in these rows, best first."""
+    sequences, log_probs = (tensor.tolist() for tensor in captions.written(rows))
+    groups = [
+        [_hypothesis(ids[1:], values, end) for ids, values in zip(*image, strict=True)]
+        for image in zip(sequences, log_probs, strict=True)
     ]
-    per_image = options.num_return_sequences
-    grouped = [hypotheses[start : start + per_image] for start in range(0, len(hypotheses), per_image)]
     if options.do_sample:  # beams arrive ranked, draws do not
-        grouped = [sorted(group, key=lambda hypothesis: -hypothesis.mean_log_prob) for group in grouped]
-    return grouped
-
-
-def _chosen_log_probs(output: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens [N, T] after the begin of sequence, their log-probabilities [N, T], and how many of each row count [N]."""
-    steps = len(output.logits)
-    tokens = output.sequences[:, 1:][:, :steps]
-    rows = output.get("beam_indices")  # which row of the step's logits each token was taken from; -1 after the end
-    if rows is None:
-        rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(tokens)
-    rows = rows[:, : tokens.shape[1]]
-    log_probs = [
-        output.logits[step].log_softmax(-1)[rows[:, step].clamp(min=0), tokens[:, step]]
-        for step in range(tokens.shape[1])
-    ]
-    return tokens, torch.stack(log_probs, dim=1), (rows >= 0).sum(1)
+        groups = [sorted(group, key=lambda hypothesis: -hypothesis.mean_log_prob) for group in groups]
+    return groups
 
 
 def _hypothesis(ids: list[int], log_probs: list[float], end: int) -> Hypothesis:
@@ -168,38 +205,3 @@ def _hypothesis(ids: list[int], log_probs: list[float], end: int) -> Hypothesis:
         return Hypothesis(tuple(ids), tuple(log_probs), None)
     length = ids.index(end)
     return Hypothesis(tuple(ids[:length]), tuple(log_probs[:length]), log_probs[length])
-
-
-def _sampling_arguments(options: GenerationOptions) -> dict[str, Any]:
-    if not options.do_sample:
-        return {"do_sample": False}
-    if options.seed is not None:
-        draw = LogitsProcessorList([_SeededDraw(options)])
-        return {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "logits_processor": draw}
-    return {"do_sample": True, "temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
-
-
-class _SeededDraw(LogitsProcessor):
-    """Draws each next token itself, by the Gumbel-max trick, and leaves that token alone to choose from.
-
-    argmax(logits + Gumbel noise) is a draw from softmax(logits) (Maddison et al. 2014, arXiv:1411.0030). The noise of
-    a step, [num_return_sequences, V], is shared by the images of a batch, which makes an image's caption independent of
-    its neighbours.
-    """
-
-    def __init__(self, options: GenerationOptions) -> None:
-        assert options.seed is not None
-        self.generator = torch.Generator().manual_seed(options.seed)
-        self.draws = options.num_return_sequences
-        self.warpers = LogitsProcessorList([TemperatureLogitsWarper(float(options.temperature))])
-        if options.top_k > 0:
-            self.warpers.append(TopKLogitsWarper(options.top_k))
-        if options.top_p < 1:
-            self.warpers.append(TopPLogitsWarper(float(options.top_p)))
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        uniform = torch.rand(self.draws, scores.shape[-1], generator=self.generator, dtype=torch.float64)
-        noise = -torch.log(-torch.log(uniform.clamp(min=1e-300))).to(scores)
-        keys = self.warpers(input_ids, scores) + noise.repeat(len(scores) // self.draws, 1)
-        drawn = keys.argmax(-1, keepdim=True)
-        return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)

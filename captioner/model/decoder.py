@@ -26,11 +26,14 @@ class CaptionerDecoder(nn.Module):
         encoder_hidden_states: Tensor | None,
         attention_mask: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """Token ids [B * K, T] and image tokens [B, P, D] -> hidden states [B * K, T, D].
 
         Without image tokens it is a language model: its layers go without their cross-attention.
         `attention_mask` [B * K, past + T], 0 at padding, is needed only where sequences are padded on the left.
+        Tokens that do not follow one another, as the beams of an image in one row, come with their `position_ids`,
+        [B * K, T] or a shape that broadcasts to it, and a mask [B * K, 1, T, past + T], True where a token may see.
 
         Raises:
             ValueError: more tokens than positions, or captions that do not divide among the images.
@@ -39,20 +42,26 @@ class CaptionerDecoder(nn.Module):
             raise ValueError(
                 f"{input_ids.shape[0]} captions do not divide among {encoder_hidden_states.shape[0]} images"
             )
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        length = input_ids.shape[1]
+        mask, is_causal = attention_mask, False
+        if position_ids is None:
+            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+            length, device = input_ids.shape[1], input_ids.device
+            mask, is_causal = self._mask(attention_mask, length, past_length, device)
+            position_ids = self._positions(attention_mask, length, past_length, device)
+        hidden_states = self.dropout(self.embed_tokens(input_ids) + self.embed_positions(position_ids))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, encoder_hidden_states, mask, is_causal, past_key_values)
+        return self.norm(hidden_states)
+
+    def _positions(self, attention_mask: Tensor | None, length: int, past_length: int, device: torch.device) -> Tensor:
+        """[T] or [B * K, T], counted from a sequence's first token that is not padding."""
         if past_length + length > self.embed_positions.num_embeddings:
             raise ValueError(
                 f"{past_length + length} tokens exceed max_position_embeddings {self.embed_positions.num_embeddings}"
             )
-        mask, is_causal = self._mask(attention_mask, length, past_length, input_ids.device)
-        positions = torch.arange(past_length, past_length + length, device=input_ids.device)
-        if attention_mask is not None:
-            positions = (attention_mask.cumsum(1)[:, -length:] - 1).clamp(min=0)
-        hidden_states = self.dropout(self.embed_tokens(input_ids) + self.embed_positions(positions))
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, encoder_hidden_states, mask, is_causal, past_key_values)
-        return self.norm(hidden_states)
+        if attention_mask is None:
+            return torch.arange(past_length, past_length + length, device=device)
+        return (attention_mask.cumsum(1)[:, -length:] - 1).clamp(min=0)
 
     @staticmethod
     def _mask(

@@ -67,6 +67,17 @@ def test_alternatives_are_the_further_beams(cap, photos):
     assert len({caption.text, *(other.text for other in caption.alternatives)}) == 3
 
 
+def test_a_prefix_starts_the_caption_and_banned_words_are_in_none(cap, photos):
+    assert cap(photos[0], prefix="a red").text.startswith("a red")
+    letters = cap(photos[0]).text.replace(" ", "")
+    for letter in sorted(set(letters)):
+        token = cap._token_ids(letter)[-1:]  # its spelling here begins with a token for the space before it
+        assert letter not in cap(photos[0], banned_ids=(token,)).text
+    spelled = cap.processor.tokenizer.convert_ids_to_tokens(cap._token_ids(letters[:1]))
+    caption = cap(photos[0], banned_words=[letters[:1]])
+    assert "".join(spelled) not in "".join(token.text for token in caption.tokens)
+
+
 def test_a_broken_image_in_a_list_is_named(cap, photos, tmp_path):
     broken = tmp_path / "notes.jpg"
     broken.write_text("not a photo")

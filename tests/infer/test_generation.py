@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.modeling_outputs import BaseModelOutput
 
 from captioner.errors import CaptionerError
 from captioner.infer.generation import GenerationOptions, Hypothesis, generate
+from captioner.infer.search import StepDecoder
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 MODES = {
@@ -15,8 +17,26 @@ MODES = {
     "sampling": GenerationOptions(do_sample=True, temperature=1.3, top_k=9, top_p=0.9, num_return_sequences=3),
     "seeded": GenerationOptions(do_sample=True, temperature=1.3, top_k=9, top_p=0.9, num_return_sequences=3, seed=5),
     "least": GenerationOptions(num_beams=1, min_new_tokens=4),
+    "prefix": GenerationOptions(num_beams=3, prefix_ids=(5, 9)),
 }
-DETERMINISTIC = ("greedy", "beams", "seeded", "least")
+DETERMINISTIC = ("greedy", "beams", "seeded", "least", "prefix")
+
+SEARCHES = {
+    "greedy": GenerationOptions(num_beams=1),
+    "greedy, constrained": GenerationOptions(num_beams=1, min_new_tokens=5, no_repeat_ngram_size=2),
+    "greedy, banned words": GenerationOptions(num_beams=1, banned_ids=((5,), (7, 8), (9, 4, 9))),
+    "greedy, prefix": GenerationOptions(num_beams=1, prefix_ids=(5, 9, 6), no_repeat_ngram_size=1),
+    "2 beams, short": GenerationOptions(num_beams=2, max_new_tokens=5),
+    "3 beams": GenerationOptions(num_beams=3),
+    "4 beams, no length penalty": GenerationOptions(num_beams=4, length_penalty=0.0, num_return_sequences=4),
+    "4 beams, for long": GenerationOptions(num_beams=4, length_penalty=2.0, num_return_sequences=2),
+    "4 beams, for short": GenerationOptions(num_beams=4, length_penalty=-1.0, num_return_sequences=4),
+    "3 beams, constrained": GenerationOptions(
+        num_beams=3, min_new_tokens=6, no_repeat_ngram_size=2, length_penalty=0.5, num_return_sequences=2
+    ),
+    "4 beams, banned words": GenerationOptions(num_beams=4, banned_ids=((5,), (7, 8)), num_return_sequences=4),
+    "4 beams, prefix": GenerationOptions(num_beams=4, prefix_ids=(5, 9), no_repeat_ngram_size=3, min_new_tokens=3),
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +58,95 @@ def teacher_forced(
     with torch.no_grad():
         logits = model(pixel_values=image[None], labels=labels, use_cache=False).logits
     return logits.log_softmax(-1).gather(-1, labels[..., None])[0, :, 0].tolist()
+
+
+def by_transformers(
+    model: CaptionerForConditionalGeneration, encoder_outputs: BaseModelOutput, options: GenerationOptions
+) -> list[tuple[int, ...]]:
+    """The captions that transformers' own `generate` writes, end of sequence included."""
+    start, end = model.config.decoder_start_token_id, model.config.eos_token_id
+    prompt = torch.tensor([[start, *options.prefix_ids]] * len(encoder_outputs.last_hidden_state))
+    sequences = model.generate(
+        encoder_outputs=encoder_outputs,
+        decoder_input_ids=prompt,
+        max_new_tokens=min(options.max_new_tokens, model.config.max_position_embeddings - len(options.prefix_ids)),
+        min_new_tokens=options.min_new_tokens,
+        no_repeat_ngram_size=options.no_repeat_ngram_size,
+        bad_words_ids=[list(ids) for ids in options.banned_ids] or None,
+        num_beams=options.num_beams,
+        num_return_sequences=options.num_return_sequences,
+        length_penalty=options.length_penalty,
+        do_sample=options.do_sample,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+    )
+    rows = (row[1:] for row in sequences.tolist())
+    return [tuple(row[: row.index(end) + 1] if end in row else row) for row in rows]
+
+
+def with_end(model: CaptionerForConditionalGeneration, hypothesis: Hypothesis) -> tuple[int, ...]:
+    return hypothesis.token_ids + ((model.config.eos_token_id,) if hypothesis.end_log_prob is not None else ())
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_captions_are_those_of_transformers_generate(model, name):
+    features = 2 * torch.randn(200, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(4))
+    outputs = BaseModelOutput(last_hidden_state=features)
+    groups = generate(model, {"encoder_outputs": outputs}, SEARCHES[name])
+    ours = [with_end(model, hypothesis) for group in groups for hypothesis in group]
+    assert ours == by_transformers(model, outputs, SEARCHES[name])
+    assert len(set(ours)) > 20, "the images make too little difference"
+
+
+def test_unseeded_draws_are_those_of_transformers_generate(model, pixel_values):
+    with torch.no_grad():
+        outputs = model.encoder(pixel_values=pixel_values[:1])
+    torch.manual_seed(8)
+    ours = Counter(with_end(model, h) for h in generate(model, {"encoder_outputs": outputs}, MODES["sampling"])[0])
+    torch.manual_seed(8)
+    assert ours == Counter(by_transformers(model, outputs, MODES["sampling"]))
+
+
+@pytest.mark.parametrize("mode", ["greedy", "beams", "seeded"])
+def test_images_leave_as_they_are_done_and_an_image_is_encoded_once_for_all_its_captions(
+    model, pixel_values, mode, monkeypatch
+):
+    """That it changes no caption is shown by those of each image alone, below."""
+    images, keep = [], StepDecoder.keep
+
+    def spy(decoder: StepDecoder, kept: torch.Tensor) -> None:
+        keep(decoder, kept)
+        layers = decoder.cache.cross_attention_cache.layers
+        assert {len(layer.keys) for layer in layers} == {len(kept)}
+        images.append(len(kept))
+
+    monkeypatch.setattr(StepDecoder, "keep", spy)
+    assert len(generate(model, {"pixel_values": pixel_values}, MODES[mode])) == len(pixel_values)
+    assert images == sorted(set(images), reverse=True) and 0 < images[-1] < len(pixel_values)
+
+
+def test_a_prefix_starts_every_caption_and_banned_words_are_in_none(model, pixel_values):
+    free = generate(model, {"pixel_values": pixel_values}, GenerationOptions(num_beams=2, prefix_ids=(5, 9)))
+    assert {best.token_ids[:2] for best, *_ in free} == {(5, 9)}
+    banned = Counter(token for best, *_ in free for token in best.token_ids[2:]).most_common(1)[0][0]
+    options = GenerationOptions(num_beams=2, prefix_ids=(5, 9), banned_ids=((banned,),))
+    for best, *_ in generate(model, {"pixel_values": pixel_values}, options):
+        assert banned not in best.token_ids[2:]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prefix_ids": tuple(range(3, 19))}, "a prefix of 16 tokens leaves no room for a caption"),
+        ({"prefix_ids": (3, 64)}, r"tokens \(3, 64\): this model has those from 0 to"),
+        ({"banned_ids": ((3,), (-1,))}, r"tokens \(-1,\): this model has"),
+        ({"prefix_ids": (3, 2)}, "hold the end of sequence, 2"),
+    ],
+)
+def test_tokens_that_the_model_cannot_take_are_refused(model, pixel_values, fields, message):
+    with pytest.raises(CaptionerError, match=message):
+        generate(model, {"pixel_values": pixel_values[:1]}, GenerationOptions(**fields))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -127,6 +236,7 @@ def test_no_caption_outgrows_the_models_positions(model, pixel_values):
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens must be at most max_new_tokens"),
         ({"length_penalty": float("nan")}, "length_penalty must be a finite number"),
+        ({"banned_ids": ((4,), ())}, "banned_ids must be sequences of at least 1 token"),
         ({"top_p": 0.9}, "top_p must be left out unless do_sample is on"),
         ({"seed": 1}, "seed must be left out unless do_sample is on"),
         ({"do_sample": True, "top_p": 0.0}, "top_p must be above 0"),

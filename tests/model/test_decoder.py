@@ -81,6 +81,20 @@ def test_captions_of_an_image_in_one_pass_equal_each_alone_with_its_image(make_m
         model(images(3), decoder_input_ids=tokens(4, 3))  # 12 tokens: every tensor could be cut in three all the same
 
 
+def test_captions_that_branch_in_one_row_equal_each_in_a_row_of_its_own(make_model: Any) -> None:
+    """Tokens 0 and 1, after them either 2 or 3, and 4 after 3."""
+    model = make_model()
+    encoded, row = model.encoder(images(2))[0], tokens(2, 5)
+    branches = ([0, 1, 2], [0, 1, 3, 4])
+    mask = torch.zeros(1, 1, 5, 5, dtype=torch.bool)
+    for branch in branches:
+        for position, token in enumerate(branch):
+            mask[..., token, branch[: position + 1]] = True
+    together = model.decoder(row, encoded, mask, position_ids=torch.tensor([0, 1, 2, 2, 3]))
+    for branch in branches:
+        assert_close(together[:, branch], model.decoder(row[:, branch], encoded), rtol=1e-4, atol=1e-4)
+
+
 def test_padding_on_the_left_changes_nothing(make_model: Any) -> None:
     model = make_model()
     captions, mask = tokens(2, 7), torch.ones(2, 7, dtype=torch.long)

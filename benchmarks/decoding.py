@@ -1,0 +1,117 @@
+"""Times our decoding against transformers' `generate` on the same model, and prints one JSON line.
+
+    CAPTIONER_FLICKR8K=folder python benchmarks/decoding.py
+    python benchmarks/decoding.py --photos photos/ --model out/run
+
+Both decode the same encoder outputs, computed beforehand, in fp32: greedy and with 4 beams, in batches of 8 and of 1.
+Each round runs both in turn over all photos; the ratio is of median times. The token ids are compared as well.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from captioner.data.images import load_image
+from captioner.errors import CaptionerError
+from captioner.infer.captioner import Captioner
+from captioner.infer.generation import GenerationOptions, generate
+
+MODES = {"greedy": GenerationOptions(num_beams=1), "beams_4": GenerationOptions(num_beams=4)}
+BATCH_SIZES = (8, 1)
+
+
+def encode(captioner: Captioner, photos: list[Path]) -> Tensor:
+    """Encoder outputs [B, P, D]."""
+    with torch.inference_mode():
+        pixel_values = (captioner.preprocess(load_image(photo))[None].to(captioner.device) for photo in photos)
+        return torch.cat([captioner.model.encoder(pixel_values=pixels).last_hidden_state for pixels in pixel_values])
+
+
+def ours(model: Any, features: Tensor, options: GenerationOptions) -> list[list[int]]:
+    """The best caption's tokens of each image, without the end of sequence."""
+    groups = generate(model, {"encoder_outputs": BaseModelOutput(features)}, options)
+    return [list(best.token_ids) for best, *_ in groups]
+
+
+def peer(model: Any, features: Tensor, options: GenerationOptions) -> list[list[int]]:
+    longest = min(options.max_new_tokens, model.config.max_position_embeddings)
+    outputs = BaseModelOutput(features)
+    rows = model.generate(
+        encoder_outputs=outputs, num_beams=options.num_beams, max_new_tokens=longest, do_sample=False
+    ).tolist()
+    end = model.config.eos_token_id
+    return [row[1 : row.index(end)] if end in row else row[1:] for row in rows]
+
+
+def compare(model: Any, features: list[Tensor], options: GenerationOptions, rounds: int) -> dict[str, Any]:
+    """Photos a second of both sides; the first round is warm-up."""
+    seconds: dict[Any, list[float]] = {ours: [], peer: []}
+    captions: dict[Any, list[list[int]]] = {}
+    for _ in range(rounds + 1):
+        for side in seconds:
+            start = time.perf_counter()
+            captions[side] = [tokens for batch in features for tokens in side(model, batch, options)]
+            seconds[side].append(time.perf_counter() - start)
+    photos = len(captions[ours])
+    return {
+        "ours_photos_per_s": round(photos / median(seconds[ours][1:]), 1),
+        "peer_photos_per_s": round(photos / median(seconds[peer][1:]), 1),
+        "ratio": round(median(seconds[peer][1:]) / median(seconds[ours][1:]), 2),
+        "captions_that_differ": sum(a != b for a, b in zip(captions[ours], captions[peer], strict=True)),
+    }
+
+
+def main() -> None:
+    default = os.environ.get("CAPTIONER_FLICKR8K")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        default=Path(default) / "images" if default else None,
+        help="folder of JPEG files; default: images/ of CAPTIONER_FLICKR8K",
+    )
+    parser.add_argument("--model", help="default: the bundled checkpoint")
+    parser.add_argument("--count", type=int, default=64, help="photos, the first by name")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    photos = sorted(options.photos.glob("*.jpg"))[: options.count] if options.photos else []
+    if not photos:
+        parser.error("no photos: name a folder of JPEG files by --photos or CAPTIONER_FLICKR8K")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    captioner = Captioner.from_pretrained(options.model, precision="fp32")
+    features = encode(captioner, photos)
+    report = {
+        "benchmark": "decoding",
+        "peer": f"transformers {transformers.__version__} generate, the same model",
+        "model": captioner.name,
+        "device": str(captioner.device),
+        "threads": torch.get_num_threads(),
+        "load_average_before": round(os.getloadavg()[0], 1),
+        "photos": len(photos),
+        **{
+            f"{name}_batch_{size}": compare(captioner.model, list(features.split(size)), mode, options.rounds)
+            for name, mode in MODES.items()
+            for size in BATCH_SIZES
+        },
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except CaptionerError as error:
+        sys.exit(f"error: {error}")
