@@ -31,6 +31,9 @@ class OnnxCaptioner(Captioner):
         self.exported = ExportedCaptioner(folder)
         self.name = name
 
+    def _token_ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.exported.tokenizer.encode(text))
+
     def preprocess(self, image: Image.Image) -> Tensor:
         return torch.from_numpy(self.exported.preprocess(image))
 
