@@ -85,7 +85,6 @@ class DataConfig(Section):
         None, description="Photos (captioned: false) that phases with distillation train on too."
     )
     text: str | None = Field(None, description="A text file, a caption a line, for phases of language_modeling.")
-    max_train_samples: int | None = Field(None, ge=1, description="Use only the first samples; default: all.")
     captions_per_image: int = Field(5, ge=1, description="Captions decoded against one encoder pass.")
     max_caption_tokens: int = Field(40, ge=2, description="Longer captions are cut, end-of-sequence kept.")
     num_workers: int = Field(2, ge=0)

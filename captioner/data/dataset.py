@@ -173,7 +173,7 @@ class TextDataset(Dataset):
     """Captions without images, one an item, for a decoder that learns words alone."""
 
     captions_per_image = 1
-    features = None
+    features: None = None
 
     def __init__(self, captions: Sequence[str], tokenizer: Any, max_caption_tokens: int) -> None:
         self.captions = encode_captions([[caption] for caption in captions], tokenizer, max_caption_tokens)

@@ -18,8 +18,8 @@ from PIL import Image
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.export.format import FORMAT_VERSION, is_export
-from captioner.export.search import Beam, SearchOptions, log_softmax, search
-from captioner.infer.caption import Caption, ImageInput, Tag, Token
+from captioner.export.search import Beam, SearchOptions, search
+from captioner.infer.caption import Caption, ImageInput, Tag, Token, likely_tags
 from captioner.model.preprocessing import Preprocessing
 
 
@@ -100,7 +100,9 @@ class ExportedCaptioner:
         options = replace(options, max_new_tokens=min(options.max_new_tokens, longest))
         steps = DecoderSteps(self.decoder, states, options.num_beams)
         found = search(steps, len(pixel_values), options, self.start, self.end)
-        return [self._caption(group, self._tags(row)) for group, row in zip(found, tag_logits, strict=True)]
+        names, problem_type = self.config["tags"], self.config["problem_type"]
+        tags = [likely_tags(row, names, problem_type) for row in tag_logits]
+        return [self._caption(group, seen) for group, seen in zip(found, tags, strict=True)]
 
     def encode(self, pixel_values: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Pixels [B, 3, height, width] -> the decoder's cross-attention inputs by name, and tag logits [B, C]."""
@@ -108,15 +110,6 @@ class ExportedCaptioner:
         outputs = dict(zip(names, self.encoder.run(names, {"pixel_values": pixel_values}), strict=True))
         tag_logits = outputs.pop("tag_logits", np.empty((len(pixel_values), 0), dtype=np.float32))
         return outputs, tag_logits
-
-    def _tags(self, logits: np.ndarray) -> tuple[Tag, ...]:
-        """The tags more likely than not, or the one class; most probable first."""
-        names = self.config["tags"]
-        if names and self.config["problem_type"] == "single_label_classification":
-            best = int(logits.argmax())
-            return (Tag(names[best], math.exp(log_softmax(logits)[best])),)
-        tags = (Tag(name, 1 / (1 + math.exp(-logit))) for name, logit in zip(names, logits.tolist(), strict=True))
-        return tuple(sorted((tag for tag in tags if tag.score >= 0.5), key=lambda tag: -tag.score))
 
     def _caption(self, found: list[Beam], tags: tuple[Tag, ...] = ()) -> Caption:
         best, *others = found

@@ -1,9 +1,11 @@
 """What captioning takes and gives, whoever computes it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 from PIL import Image
 
 ImageInput: TypeAlias = str | Path | bytes | Image.Image
@@ -42,3 +44,13 @@ class Caption:
     tokens: tuple[Token, ...]
     alternatives: tuple["Caption", ...] = ()
     tags: tuple[Tag, ...] = ()
+
+
+def likely_tags(logits: np.ndarray, names: Sequence[str], problem_type: str | None) -> tuple[Tag, ...]:
+    """Of an image's tag logits [C]: the tags more likely than not, or its one class; most probable first."""
+    if problem_type == "single_label_classification" and names:
+        best = int(logits.argmax())
+        return (Tag(names[best], float(1 / np.exp(logits - logits[best]).sum())),)
+    scores = (1 + np.tanh(logits / 2)) / 2  # the logistic function, without its overflow
+    tags = [Tag(name, score) for name, score in zip(names, scores.tolist(), strict=True) if score >= 0.5]
+    return tuple(sorted(tags, key=lambda tag: -tag.score))

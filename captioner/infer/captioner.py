@@ -13,7 +13,7 @@ from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.export.format import is_export
 from captioner.hub import find_model, load_model
-from captioner.infer.caption import Caption, ImageInput, Tag, Token
+from captioner.infer.caption import Caption, ImageInput, Tag, Token, likely_tags
 from captioner.infer.generation import GenerationOptions, Hypothesis, generate
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
@@ -131,17 +131,11 @@ class Captioner:
         return [self._caption(group, seen) for group, seen in zip(groups, tags, strict=True)]
 
     def _tags(self, encoder_hidden_states: Tensor) -> list[tuple[Tag, ...]]:
-        """For each image the tags more likely than not, or its one class; most probable first."""
         head, config = self.model.heads.tags, self.model.config
         if head is None:
             return [()] * len(encoder_hidden_states)
-        logits = head(encoder_hidden_states).float()
-        if config.problem_type == "single_label_classification":
-            scores, classes = logits.softmax(-1).max(-1)
-            return [(Tag(config.tags[number], score),) for number, score in zip(classes, scores.tolist(), strict=True)]
-        rows = [[Tag(*pair) for pair in zip(config.tags, row, strict=True)] for row in logits.sigmoid().tolist()]
-        likely = [[tag for tag in row if tag.score >= 0.5] for row in rows]
-        return [tuple(sorted(row, key=lambda tag: -tag.score)) for row in likely]
+        logits = head(encoder_hidden_states).float().cpu().numpy()
+        return [likely_tags(row, config.tags, config.problem_type) for row in logits]
 
     def _caption(self, hypotheses: list[Hypothesis], tags: tuple[Tag, ...] = ()) -> Caption:
         best, *others = hypotheses

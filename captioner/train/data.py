@@ -24,11 +24,12 @@ class TrainingData:
     def __init__(self, config: RunConfig, say: Callable[[str], None]) -> None:
         self.config = config
         data = config.data
-        self.train = _load_source(data.train, say)[: data.max_train_samples]
+        self.train = _load_source(data.train, say)
         self.validation = _load_source(data.validation, say)[: config.validation.max_images]
         self.unlabelled = _load_source(data.unlabelled, say) if data.unlabelled else []
         self.text = load_text(data.text) if data.text else []
         self.tags = self._tag_names() if config.uses("tags") else []
+        self._data_sets: dict[str, CaptionDataset | TextDataset] = {}
 
     def captions(self) -> Iterator[str]:
         """All that a tokenizer may learn from."""
@@ -36,6 +37,15 @@ class TrainingData:
         yield from self.text
 
     def train_set(self, phase: PhaseConfig, processor: CaptionerProcessor) -> CaptionDataset | TextDataset:
+        """A phase's data set, its captions encoded once: in alternation phases come back again and again."""
+        if phase.name not in self._data_sets:
+            self._data_sets[phase.name] = self._build(phase, processor)
+        return self._data_sets[phase.name]
+
+    def validation_set(self, processor: CaptionerProcessor) -> CaptionDataset:
+        return CaptionDataset(self.validation, processor, self.config.data)
+
+    def _build(self, phase: PhaseConfig, processor: CaptionerProcessor) -> CaptionDataset | TextDataset:
         data = self.config.data
         if "language_modeling" in phase.objectives:
             return TextDataset(self.text, processor.tokenizer, data.max_caption_tokens)
@@ -47,9 +57,6 @@ class TrainingData:
 
     def samples(self, phase: PhaseConfig) -> list[Sample]:
         return [*self.train, *self.unlabelled] if "distillation" in phase.objectives else self.train
-
-    def validation_set(self, processor: CaptionerProcessor) -> CaptionDataset:
-        return CaptionDataset(self.validation, processor, self.config.data)
 
     def steps(self, lengths: list[int], stretch: Stretch, epoch: int, process: int, processes: int) -> list[Step]:
         """The steps of a stretch, this process's share of them, for a data set with captions of these lengths.

@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
-from captioner.config import PhaseConfig, RunConfig
+from captioner.config import RunConfig, Stretch
 from captioner.train.data import TrainingData
 from captioner.train.phases import apply_phase
 from captioner.train.trainer import Trainer
@@ -56,45 +56,54 @@ def dry_run(config: RunConfig) -> Estimate:
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as the trainer's Accelerator will find it
     with tempfile.TemporaryDirectory() as own:
         (folder,) = broadcast_object_list([own])  # the main process's, for all of them
-        trainer = Trainer(_shortened(config, Path(folder), state.num_processes), resume=False)
+        trainer = Trainer(_shortened(config, Path(folder)), resume=False)
+        steps = {name: _steps(config, trainer.data, stretch, state.num_processes) for name, stretch in totals.items()}
+        _keep(trainer.data, STEPS * _samples_a_step(config, state.num_processes))
         trainer.run()
         state.wait_for_everyone()
         log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
         state.wait_for_everyone()
-    full, processes = TrainingData(config, lambda message: None), state.num_processes
     phases = []
     for name, stretch in totals.items():
         timed = [line for line in log if line["phase"] == name and "loss" in line][1:]
         seconds = sum(line["seconds"] for line in timed)
-        steps = stretch.total * (stretch.phase.steps or _steps_per_epoch(config, full, stretch.phase, processes))
         apply_phase(trainer.model, stretch.phase)
         learning = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
         speed = sum(line["tokens"] for line in timed) / seconds
-        phases.append(PhaseEstimate(name, learning, speed, steps, steps * seconds / len(timed) / 3600))
+        hours = steps[name] * seconds / len(timed) / 3600
+        phases.append(PhaseEstimate(name, learning, speed, steps[name], hours))
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     return Estimate(parameters, _memory(trainer.accelerator.device), phases)
 
 
-def _shortened(config: RunConfig, folder: Path, processes: int) -> RunConfig:
-    """The recipe with three steps a phase, on as many samples as these take."""
-    optimization, validation = config.optimization, config.validation
-    images_a_step = optimization.batch_size * optimization.gradient_accumulation_steps * processes
+def _shortened(config: RunConfig, folder: Path) -> RunConfig:
+    """The recipe with three steps a phase, one phase after the other, validated on one batch."""
     once = {stretch.phase.name: stretch.phase for stretch in config.schedule()}
+    validation = config.validation
     return config.model_copy(
         update={
             "output_dir": str(folder),
             "log_with": [],
-            "data": config.data.model_copy(update={"max_train_samples": STEPS * images_a_step}),
             "phases": [phase.model_copy(update={"epochs": None, "steps": STEPS}) for phase in once.values()],
             "validation": validation.model_copy(update={"max_images": validation.batch_size, "every_steps": 10**9}),
         }
     )
 
 
-def _steps_per_epoch(config: RunConfig, data: TrainingData, phase: PhaseConfig, processes: int) -> int:
-    settings = config.optimization
+def _keep(data: TrainingData, samples: int) -> None:
+    """Train on the first of them alone, with the words and tags of all: the features of no others are cached."""
+    data.train, data.unlabelled, data.text = data.train[:samples], data.unlabelled[:samples], data.text[:samples]
+
+
+def _samples_a_step(config: RunConfig, processes: int) -> int:
+    return config.optimization.batch_size * config.optimization.gradient_accumulation_steps * processes
+
+
+def _steps(config: RunConfig, data: TrainingData, stretch: Stretch, processes: int) -> int:
+    """The steps of all turns or epochs of a phase."""
+    phase = stretch.phase
     samples = len(data.text) if "language_modeling" in phase.objectives else len(data.samples(phase))
-    return math.ceil(math.ceil(samples / (settings.batch_size * processes)) / settings.gradient_accumulation_steps)
+    return stretch.total * (phase.steps or math.ceil(samples / _samples_a_step(config, processes)))
 
 
 def _memory(device: torch.device) -> int:

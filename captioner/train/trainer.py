@@ -82,6 +82,7 @@ class Trainer:
         self.processor, self.model = build_captioner(
             config, self.data.captions(), self._heads(teacher), self.accelerator, self.say
         )
+        self.validation_set = self.data.validation_set(self.processor)
         if found:
             self.model.load_state_dict(type(self.model).from_pretrained(self.last).state_dict())
         self.model.to(self.accelerator.device)
@@ -263,7 +264,8 @@ class Trainer:
 
     def _datasets(self, phase: PhaseConfig) -> tuple[CaptionDataset | TextDataset, CaptionDataset]:
         """Training and validation images, as cached trunk features where the trunk rests and nothing augments."""
-        train_set, validation_set = self.data.train_set(phase, self.processor), self.data.validation_set(self.processor)
+        train_set, validation_set = self.data.train_set(phase, self.processor), self.validation_set
+        train_set.features = validation_set.features = None  # of the trunk as it was
         if "trunk" not in phase.learning_rates and isinstance(train_set, CaptionDataset):
             self._cache_features(validation_set, self.config.data.validation)
             if not phase.augmentation.active and "distillation" not in phase.objectives:  # a teacher wants pixels

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loading import load, refusal, skipped
 from PIL import Image
 
 from captioner.config import DataConfig, SourceConfig
@@ -18,8 +19,7 @@ from captioner.data import shards
 from captioner.data.dataset import CaptionDataset, bucketed_batches, load_batches
 from captioner.data.images import ImageError, load_image
 from captioner.data.shards import ShardMember
-from captioner.data.sources import Sample, Skip, load_samples
-from captioner.errors import CaptionerError
+from captioner.data.sources import Sample
 
 
 def photo(shade: int) -> bytes:
@@ -53,22 +53,6 @@ def write_shards(folder: Path, count: int, each: int) -> str:
             files |= {f"{number:03}.png": photo(shard * each + number), f"{number:03}.txt": f"caption {number}\n"}
         write(folder / f"train-{shard:04}.tar", files)
     return f"{folder}/train-{{0000..{count - 1:04}}}.tar"
-
-
-def load(path: Path | str, **options: Any) -> list[Sample]:
-    samples, skips = load_samples(SourceConfig(path=str(path), **options))
-    assert skips == []
-    return samples
-
-
-def skipped(path: Path | str, **options: Any) -> tuple[list[Sample], list[Skip]]:
-    return load_samples(SourceConfig(path=str(path), on_error="skip", **options))
-
-
-def refusal(path: Path | str, **options: Any) -> str:
-    with pytest.raises(CaptionerError) as caught:
-        load_samples(SourceConfig(path=str(path), **options))
-    return str(caught.value)
 
 
 def test_captions_and_labels_lie_beside_the_image_in_any_order(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loading import load, refusal, skipped
 from PIL import Image
 
 from captioner.config import SourceConfig
 from captioner.data import sources
 from captioner.data.images import load_image
-from captioner.data.sources import Sample, Skip, StoredImage, iter_samples, load_samples
-from captioner.errors import CaptionerError
+from captioner.data.sources import Sample, Skip, StoredImage, iter_samples
 
 CAPTIONS = {
     "a.jpg": ("a red square", "something red"),
@@ -47,22 +47,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-def load(path: Path | str, **options: Any) -> list[Sample]:
-    samples, skips = load_samples(SourceConfig(path=str(path), **options))
-    assert skips == []
-    return samples
-
-
-def skipped(path: Path | str, **options: Any) -> tuple[list[Sample], list[Skip]]:
-    return load_samples(SourceConfig(path=str(path), on_error="skip", **options))
-
-
-def refusal(path: Path | str, **options: Any) -> str:
-    with pytest.raises(CaptionerError) as caught:
-        load_samples(SourceConfig(path=str(path), **options))
-    return str(caught.value)
 
 
 def write_karpathy(folder: Path, images: list[dict[str, Any]] | None = None) -> Path:
