@@ -62,7 +62,7 @@ def _from_parts(
     fields = settings.model_dump(exclude={"gradient_checkpointing", "resize_mode", "crop_pct", "contrastive_size"})
     try:
         model = build_model(CaptionerConfig(**fields, **heads, vocab_size=len(tokenizer)))
-        if encoder and (names_timm_model(encoder) or Path(encoder).suffix):
+        if encoder and (names_timm_model(encoder) or encoder.endswith(".safetensors")):
             with accelerator.main_process_first():
                 left = load_trunk(model, encoder)
             say(f"trunk from {encoder}: all of it loaded; left there: {', '.join(left) or 'nothing'}")

@@ -43,6 +43,15 @@ def test_an_encoder_of_one_captioner_and_the_decoder_of_another(
     assert trainer.processor.tokenizer.get_vocab() == Captioner.from_pretrained(run).processor.tokenizer.get_vocab()
 
 
+def test_a_run_is_an_encoder_to_start_from_whatever_dots_its_name_has(
+    recipe: Recipe, run: Path, tmp_path: Path
+) -> None:
+    dotted = run.rename(tmp_path / "first.v2")
+    donor = Captioner.from_pretrained(dotted).model.encoder.state_dict()
+    found = Trainer(recipe(f"pretrained={{encoder: {dotted}}}"), resume=False).model.encoder.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in donor.items())
+
+
 def test_words_learnt_first_serve_the_captions_after(recipe: Recipe, tmp_path: Path) -> None:
     words = tmp_path / "words.txt"
     words.write_text("a red square above a blue circle\n" * 64, encoding="utf-8")
