@@ -82,6 +82,9 @@ def hard_strings(count: int, seed: int = 0) -> list[str]:
 def _hard_string(rng: random.Random, pieces: dict[str, list[str]], kinds: list[str]) -> str:
     if rng.random() < 0.2:
         return "".join(rng.choices(LETTERS, k=rng.randint(1, 30)))
+    if rng.random() < 0.2:  # short pieces run together: here two rules most often match equally many characters
+        short = [piece for kind in kinds for piece in pieces[kind] if len(piece) <= 6]
+        return "".join(rng.choice(short) + rng.choice(["", "", "", " ", rng.choice(LETTERS)]) for _ in range(4))
     favourite = rng.choice(kinds)
     text = ""
     for _ in range(rng.randint(1, 8)):

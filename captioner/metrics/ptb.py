@@ -19,7 +19,8 @@ def tokenize(captions: Iterable[str]) -> list[list[str]]:
     """Tokenise captions as one run of the official tokenizer does: lower-cased, punctuation dropped.
 
     There the captions are the lines of one text, and some abbreviations look at the word that follows: "vitamin A."
-    keeps its stop unless the next caption starts with "The". Line breaks inside a caption count as blanks.
+    keeps its stop unless the next caption starts with "The"; "they're" is "they re" where the last caption ends in it.
+    Line breaks inside a caption count as blanks.
 
     One thing is left out: there, a tag's quoted attribute may begin in one caption and end in another.
 
@@ -34,8 +35,9 @@ def tokenize(captions: Iterable[str]) -> list[list[str]]:
     tokens_of_lines, start = [], 0
     for line in lines:
         end = start + len(line)
-        next_starts_with_digit = text[end + 1 : end + 2].isdecimal()  # "no." is an abbreviation before a number
-        if _PLAIN_LINE.fullmatch(line) and not next_starts_with_digit:
+        next_character = text[end + 1 : end + 2]  # "no." is an abbreviation before a number
+        is_last = end == len(text)  # a contraction that ends the text is a quotation mark and a word
+        if _PLAIN_LINE.fullmatch(line) and not next_character.isdecimal() and not is_last:
             tokens_of_lines.append([token for chunk in line.split() for token in _lex_plain(chunk)])
         else:
             tokens_of_lines.append(_lex(text, kinds, start, end))
@@ -333,8 +335,7 @@ def _split_words() -> list[_Rule]:
     """Two tokens written as one word: "can|not", "gim|me", "'t|was"."""
     return [
         *(_rule(_words(firsts), f"(?i:{second})") for second, firsts in _SPLIT.items()),
-        _rule("(?i:'t)", "(?i:was)"),
-        _rule(f"{_APOSTROPHE}(?i:t)", "(?i:is)"),
+        _rule("(?i:'t)", "(?i:was|is)"),
     ]
 
 
@@ -363,27 +364,31 @@ def _words_with_apostrophes() -> list[_Rule]:
 
 
 def _addresses() -> list[_Rule]:
-    """Of the web, of mail, of files, and the names and topics of social networks."""
+    """Of the web and of mail, and the names and topics of social networks."""
     outside = r" \t\n\f\r\"|<>()"  # never inside an address
     sentence_end = r"(?<![.,!?{}-])"  # marks that an address may hold but not end in
-    path = f"(?:/[^{outside}]{{2,}}{sentence_end})"
+    path = f"/[^{outside}]{{2,}}{sentence_end}"
     url = f"(?i:https?://)[^{outside}{{}}]{{2,}}{sentence_end}"
-    www = rf"(?i:www\.)(?:[^{outside}{{}}.,!?]+\.)+[A-Za-z]{{2,4}}{path}?"
+    www = rf"(?i:www\.)(?:[^{outside}{{}}.,!?]+\.)+[A-Za-z]{{2,4}}"
     bare_label = f"[^{outside}{{}}!$'`,-_]+"  # not from comma to underscore: no digit, no capital
-    bare = rf"(?:{bare_label}\.)+{_words('com edu net org')}{path}?"
+    bare = rf"(?:{bare_label}\.)+{_words('com edu net org')}(?:{path})?"
     mailbox = rf"[A-Za-z0-9][^{outside}{{}}\xa0]*"
     mail_label = rf"[^{outside}{{}}\xa0.]+"
     mail = rf"(?:<|(?i:&lt;))?{mailbox}@{mail_label}(?:\.{mail_label})*(?:>|(?i:&gt;))?"
-    extension = _words(_ARCHIVES, _DOCUMENTS, _FILMS, _PICTURES, _PROGRAMS)
     return [
         _rule(url),
         _rule(www),
+        _rule(www + path),  # apart: a host that ends earlier may make the longer address
         _rule(bare),
         _rule(mail),
-        _rule(rf"{_WORD_CHARACTER}+(?:\.{_WORD_CHARACTER}+)*\.{extension}", rf"{_BLANK_OR_NEWLINE}|[!?,.]"),
         _rule("@[A-Za-z_][A-Za-z0-9_]*"),
         _rule(rf"\#{_WORD_LETTER}+"),
     ]
+
+
+def _file_names() -> list[_Rule]:
+    extension = _words(_ARCHIVES, _DOCUMENTS, _FILMS, _PICTURES, _PROGRAMS)
+    return [_rule(rf"{_WORD_CHARACTER}+(?:\.{_WORD_CHARACTER}+)*\.{extension}", rf"{_BLANK_OR_NEWLINE}|[!?,.]")]
 
 
 def _numbers() -> list[_Rule]:
@@ -512,11 +517,12 @@ _RULES = [
     *_split_words(),
     *_simple_words(),
     *_words_with_apostrophes(),
+    *_addresses(),
     *_abbreviations(),
     *_compounds(),
     *_numbers(),
     *_phone_numbers(),
-    *_addresses(),
+    *_file_names(),
     *_faces(),
     *_markup(),
     *_marks(),
