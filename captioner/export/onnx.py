@@ -39,7 +39,7 @@ except ModuleNotFoundError as error:
         raise
     raise CaptionerError(f"export needs {error.name}: pip install 'captioner[export]'") from error
 
-OPSET = 18
+OPSET = 23
 LOGITS_TOLERANCE = 1e-4
 EQUAL_TOKENS = {"fp32": 1.0, "fp16": 0.98, "int8": 0.9}
 """By precision: the share of greedy tokens that must be the model's own, given the same tokens before."""
