@@ -46,8 +46,8 @@ def _find(model: str | Path) -> Path:
     if isinstance(model, Path) or repository.count("/") != 1:
         raise CaptionerError(missing)
     try:
-        # json, safetensors, ONNX and the SentencePiece model: nothing that would have to be unpickled or executed
-        wanted = ["*.json", "*.safetensors", "*.onnx", "*.model"]
+        # json, safetensors, ONNX and tokenizers: nothing that would have to be unpickled or executed
+        wanted = ["*.json", "*.safetensors", "*.onnx", "*.model", "merges.txt"]
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
     except HFValidationError as error:
         raise CaptionerError(missing) from error
