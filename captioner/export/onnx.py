@@ -24,6 +24,7 @@ from captioner.hub import find_model, load_model
 from captioner.infer.generation import GenerationOptions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
+from captioner.model.tokenization_captioner import CaptionerTokenizer
 
 try:
     import onnx
@@ -221,7 +222,10 @@ def _write_settings(
     }
     for file, content in settings.items():
         (folder / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    shutil.copy(processor.tokenizer.vocab_file, folder / "tokenizer.model")
+    if isinstance(processor.tokenizer, CaptionerTokenizer):
+        shutil.copy(processor.tokenizer.vocab_file, folder / "tokenizer.model")
+    else:
+        processor.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def _write_card(folder: Path, source: Path, name: str, precision: str, agreement: Agreement) -> None:

@@ -1,4 +1,4 @@
-"""Captions from an exported folder, with NumPy, Pillow, ONNX Runtime and SentencePiece alone.
+"""Captions from an exported folder, with NumPy, Pillow, ONNX Runtime and the library of its tokenizer alone.
 
 Shapes: B images, K captions an image, T tokens so far, P image tokens, L layers, H heads, D width, V vocabulary.
 """
@@ -12,13 +12,13 @@ from typing import Any, overload
 
 import numpy as np
 import onnxruntime
-import sentencepiece
 from PIL import Image
 
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.export.format import FORMAT_VERSION, is_export
 from captioner.export.search import Beam, SearchOptions, search
+from captioner.export.tokenizer import load_tokenizer
 from captioner.infer.caption import Caption, ImageInput, Tag, Token, likely_tags
 from captioner.model.preprocessing import Preprocessing
 
@@ -52,7 +52,7 @@ class ExportedCaptioner:
             defaults = _read_json(folder, "generation_config.json")
             self.start, self.end = defaults.pop("decoder_start_token_id"), defaults.pop("eos_token_id")
             self.defaults = SearchOptions(**defaults)
-            self.tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+            self.tokenizer = load_tokenizer(folder)
             self.encoder = _session(folder / "encoder.onnx", num_threads)
             self.decoder = _session(folder / "decoder.onnx", num_threads)
         except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -114,14 +114,11 @@ class ExportedCaptioner:
     def _caption(self, found: list[Beam], tags: tuple[Tag, ...] = ()) -> Caption:
         best, *others = found
         words = [index for index in best.token_ids if index != self.end]
-        spoken = [
-            index for index in words if not (self.tokenizer.is_control(index) or self.tokenizer.is_unknown(index))
-        ]
         return Caption(
-            text=" ".join(self.tokenizer.decode(spoken).split()),
+            text=" ".join(self.tokenizer.decode(words).split()),
             confidence=math.exp(sum(best.log_probs) / len(best.log_probs)),
             tokens=tuple(
-                Token(self.tokenizer.id_to_piece(index), log_prob)
+                Token(self.tokenizer.id_to_token(index), log_prob)
                 for index, log_prob in zip(words, best.log_probs, strict=False)
             ),
             alternatives=tuple(self._caption([other]) for other in others),
