@@ -130,6 +130,7 @@ def convert_model(source: str | Path, output: Path) -> float:
 
 def _read_config(folder: Path) -> VisionEncoderDecoderConfig:
     """The checkpoint's configuration, if a captioner can compute what it says."""
+    _require(folder, "config.json")
     kind = PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type")
     if kind != VisionEncoderDecoderConfig.model_type:
         raise CaptionerError(f"a {kind!r} model; converted are {VisionEncoderDecoderConfig.model_type}")
@@ -153,9 +154,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     files = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
     if not files:
         pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+        found = f"there is {pickles[0]}, but no model.safetensors" if pickles else "there is no model.safetensors"
         raise CaptionerError(
-            f"no model.safetensors in it{f', but {pickles[0]}' if pickles else ''}; weights in a pickle, which can run "
-            "code, are not read: where you trust them, load them with transformers and save_pretrained() them anew"
+            f"{found}; a pickle can run code and is not read: if you trust it, load it with transformers and "
+            "save_pretrained() it anew"
         )
     return {key: tensor for file in files for key, tensor in load_file(file).items()}
 
@@ -260,6 +262,7 @@ def _oriented(key: str, tensor: Tensor) -> Tensor:
 
 def _image_processor(folder: Path, config: CaptionerConfig) -> CaptionerImageProcessor:
     """The checkpoint's preprocessing: the whole picture to a square, of which a DeiT sees the centre."""
+    _require(folder, "preprocessor_config.json", "processor_config.json")
     settings = AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict()
     square = {"height": config.image_size, "width": config.image_size}
     whole = settings["size"]
@@ -281,6 +284,7 @@ def _image_processor(folder: Path, config: CaptionerConfig) -> CaptionerImagePro
 
 def _tokenizer(folder: Path, decoder: PreTrainedConfig, config: CaptionerConfig) -> PreTrainedTokenizerFast:
     """The checkpoint's tokenizer, whose encodings now end with the end of sequence, as captions to learn from must."""
+    _require(folder, "tokenizer.json", "vocab.json")
     original = AutoTokenizer.from_pretrained(folder, config=decoder, local_files_only=True)
     if not isinstance(original, PreTrainedTokenizerFast):
         raise CaptionerError(f"its tokenizer, {type(original).__name__}, is not one of the tokenizers library")
@@ -293,6 +297,12 @@ def _tokenizer(folder: Path, decoder: PreTrainedConfig, config: CaptionerConfig)
     backend = original.backend_tokenizer
     backend.post_processor = TemplateProcessing(single=["$A", end], special_tokens=[(end, config.eos_token_id)])
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=pad, bos_token=start, eos_token=end)
+
+
+def _require(folder: Path, *files: str) -> None:
+    """One of these; where there is no tokenizer transformers makes one up."""
+    if not any((folder / file).is_file() for file in files):
+        raise CaptionerError(f"there is no {' or '.join(files)} in it")
 
 
 def _difference(original: VisionEncoderDecoderModel, model: CaptionerForConditionalGeneration) -> float:
