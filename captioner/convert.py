@@ -7,7 +7,9 @@ published files, by which the tensors are named here.
 import math
 import re
 import tempfile
+import textwrap
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,13 @@ from captioner.hub import find_model
 from captioner.model.build import build_model
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-from captioner.model.preprocessing import RESAMPLING
+from captioner.model.preprocessing import RESAMPLING, Preprocessing
 from captioner.model.processing_captioner import CaptionerImageProcessor, CaptionerProcessor
 
 LOGITS_TOLERANCE = 1e-4
+
+MALFORMED = (ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
+"""What files that hold something else than they should raise."""
 
 BUILT_IN: dict[str, dict[str, Any]] = {
     "encoder": {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3},
@@ -101,7 +106,7 @@ def convert_model(source: str | Path, output: Path) -> float:
     folder, name = find_model(source)
     try:
         config = _read_config(folder)
-        weights = _read_weights(folder)
+        weights = _renamed(_read_weights(folder), config)
         original = VisionEncoderDecoderModel.from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
         ).eval()
@@ -110,11 +115,11 @@ def convert_model(source: str | Path, output: Path) -> float:
             _image_processor(folder, new_config), _tokenizer(folder, config.decoder, new_config)
         )
         model = build_model(new_config).eval()
-        model.load_state_dict(_renamed(weights, config))
+        model.load_state_dict(weights)
     except CaptionerError as error:
         raise CaptionerError(f"{name}: {error}") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise CaptionerError(f"{name}: cannot be converted: {' '.join(str(error).split())[:300]}") from error
+    except (OSError, *MALFORMED) as error:
+        raise CaptionerError(f"{name}: cannot be converted: {textwrap.shorten(str(error), 300)}") from error
     difference = _difference(original, model)
     if not difference <= LOGITS_TOLERANCE:  # which NaN is not either
         raise CaptionerError(f"{name}: not converted, since its logits and ours would differ by {difference:.1e}")
@@ -167,7 +172,8 @@ def _new_config(config: VisionEncoderDecoderConfig, generation: GenerationConfig
     start, end, pad = generation.decoder_start_token_id, generation.eos_token_id, generation.pad_token_id
     start = generation.bos_token_id if start is None else start
     end = end[0] if isinstance(end, list) and len(end) == 1 else end
-    for what, token in {"decoder_start_token_id": start, "eos_token_id": end}.items():
+    pad = end if pad is None else pad
+    for what, token in {"decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": pad}.items():
         if not isinstance(token, int) or not 0 <= token < decoder.vocab_size:
             raise CaptionerError(f"its {what} is {token!r}, not one of its decoder's {decoder.vocab_size} tokens")
     encoder_name, encoder_kwargs = _trunk(encoder)
@@ -184,11 +190,11 @@ def _new_config(config: VisionEncoderDecoderConfig, generation: GenerationConfig
         num_attention_heads=decoder.n_head,
         intermediate_size=decoder.n_inner,
         hidden_act="gelu_pytorch_tanh" if act == "gelu_new" else act,  # the same formula in one kernel
-        dropout=decoder.resid_pdrop,
+        dropout=float(decoder.resid_pdrop),
         layer_norm_eps=decoder.layer_norm_epsilon,
         initializer_range=decoder.initializer_range,
         max_position_embeddings=decoder.n_positions,
-        pad_token_id=end if pad is None else pad,
+        pad_token_id=pad,
         bos_token_id=start,
         eos_token_id=end,
         decoder_start_token_id=start,
@@ -263,7 +269,7 @@ def _oriented(key: str, tensor: Tensor) -> Tensor:
 def _image_processor(folder: Path, config: CaptionerConfig) -> CaptionerImageProcessor:
     """The checkpoint's preprocessing: the whole picture to a square, of which a DeiT sees the centre."""
     _require(folder, "preprocessor_config.json", "processor_config.json")
-    settings = AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict()
+    settings = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
     square = {"height": config.image_size, "width": config.image_size}
     whole = settings["size"]
     seen = settings["crop_size"] if settings.get("do_center_crop") else whole
@@ -272,20 +278,21 @@ def _image_processor(folder: Path, config: CaptionerConfig) -> CaptionerImagePro
         raise CaptionerError("its image processor does not resize, rescale by 1/255 and normalize")
     if seen != square or whole != {"height": whole.get("height"), "width": whole.get("height")}:
         raise CaptionerError(f"its image processor makes {seen} of {whole}, where the encoder takes {square}")
-    return CaptionerImageProcessor(
+    preprocessing = Preprocessing(
         image_size=config.image_size,
         resize_mode="squash",
         crop_pct=config.image_size / whole["height"],
-        interpolation={value: name for name, value in RESAMPLING.items()}[settings["resample"]],
+        interpolation={int(value): name for name, value in RESAMPLING.items()}[settings["resample"]],
         mean=settings["image_mean"],
         std=settings["image_std"],
     )
+    return CaptionerImageProcessor(**asdict(preprocessing))
 
 
 def _tokenizer(folder: Path, decoder: PreTrainedConfig, config: CaptionerConfig) -> PreTrainedTokenizerFast:
     """The checkpoint's tokenizer, whose encodings now end with the end of sequence, as captions to learn from must."""
     _require(folder, "tokenizer.json", "vocab.json")
-    original = AutoTokenizer.from_pretrained(folder, config=decoder, local_files_only=True)
+    original = AutoTokenizer.from_pretrained(folder, config=decoder, local_files_only=True, trust_remote_code=False)
     if not isinstance(original, PreTrainedTokenizerFast):
         raise CaptionerError(f"its tokenizer, {type(original).__name__}, is not one of the tokenizers library")
     if len(original) > config.vocab_size:

@@ -355,6 +355,8 @@ def spoil(folder: Path, what: str) -> None:
             (folder / "preprocessor_config.json").unlink()
         case "other preprocessing":
             change(folder / "preprocessor_config.json", "size", value={"height": 48, "width": 48})
+        case "another filter":
+            change(folder / "preprocessor_config.json", "resample", value=4)
         case "no rescaling":
             change(folder / "preprocessor_config.json", "do_rescale", value=False)
         case "no tokenizer":
@@ -384,6 +386,7 @@ def spoil(folder: Path, what: str) -> None:
         ("no preprocessing", "there is no preprocessor_config.json or"),
         ("other preprocessing", "its image processor makes {'height': 48, 'width': 48} of"),
         ("no rescaling", "its image processor does not resize, rescale by 1/255 and normalize"),
+        ("another filter", "cannot be converted"),
         ("no tokenizer", "there is no tokenizer.json or vocab.json"),
         ("nothing", "there is no config.json"),
     ],
