@@ -104,10 +104,10 @@ def compare(model: CaptionerForConditionalGeneration, exported: ExportedCaptione
     pixel_values = generator.standard_normal((batch_size, 3, size, size), dtype=np.float32)
     states, tag_logits = exported.encode(pixel_values)
     decoder = DecoderSteps(exported.decoder, states, beams=1)
-    token_ids = np.full((batch_size, 1), exported.start)
+    token_ids, beams = np.full((batch_size, 1), exported.start), np.zeros((batch_size, 1), dtype=np.int64)
     steps = []
     for _ in range(min(exported.defaults.max_new_tokens, model.config.max_position_embeddings)):
-        steps.append(decoder.step(token_ids[:, -1:])[:, 0])
+        steps.append(decoder.logits(token_ids[:, -1:], beams)[:, 0])
         token_ids = np.concatenate([token_ids, steps[-1].argmax(-1)[:, None]], axis=1)
     logits = np.stack(steps, axis=1)
     with torch.inference_mode():
@@ -142,11 +142,13 @@ def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration) -> Non
     _write_graph(
         folder / "decoder.onnx",
         DecoderGraph(model).eval(),
-        (token_ids, self_states, cross_states),
-        ["input_ids", *self_names, *cross_names],
-        ["logits", *(f"new_{name}" for name in self_names)],
+        (token_ids, torch.zeros_like(token_ids), torch.tensor(4), self_states, cross_states),
+        ["input_ids", "beams", "num_candidates", *self_names, *cross_names],
+        ["logits", "token_ids", "log_probs", *(f"new_{name}" for name in self_names)],
         (
             {0: batch, 1: captions},
+            {0: batch, 1: captions},
+            None,
             [{0: batch, 1: captions, 3: past}] * len(self_names),
             [{0: batch}] * len(cross_names),
         ),
@@ -186,6 +188,7 @@ def _convert(path: Path, precision: str) -> None:
         onnx.save(half.model, path)
     if precision == "int8":
         whole = onnx.load(path)
+        _untie(whole.graph)
         whole.graph.ClearField("value_info")  # shapes are inferred anew: quantisation transposes weights
         add_pre_process_metadata(whole)  # what else that would do, torch's exporter did
         products = ["MatMul", "Gemm"]
@@ -194,6 +197,15 @@ def _convert(path: Path, precision: str) -> None:
     opsets = {entry.domain: entry.version for entry in onnx.load(path).opset_import}
     if opsets[""] != OPSET:
         raise CaptionerError(f"{path.stem} came out in opset {opsets['']}, not {OPSET}")
+
+
+def _untie(graph: onnx.GraphProto) -> None:
+    """Store the embedding a second time as the head reads it: quantised are products with stored weights alone."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in stored]:
+        weight = onnx.numpy_helper.to_array(stored[node.input[0]])
+        graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(weight.T), node.output[0]))
+        graph.node.remove(node)
 
 
 def _write_settings(
