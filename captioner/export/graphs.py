@@ -34,12 +34,11 @@ class EncoderGraph(nn.Module):
 class DecoderGraph(nn.Module):
     """One step of a search.
 
-    From the newest tokens [B, K], the row `beams` [B, K] that each goes on from, the self-attention caches, 2 L tensors
-    [B, K, H, T, D / H], and the encoder's 2 L tensors -> logits [B, K, V], the `num_candidates` most probable next
-    tokens with their log-probabilities, both [B, K, num_candidates], and the caches, each row with one position more.
+    From the newest tokens [B, K], the rows [B, K] of the caches that they follow, the self-attention caches, 2 L
+    tensors [N, H, T, D / H], and the encoder's 2 L -> logits [B, K, V], the `num_candidates` most probable next tokens
+    with their log-probabilities, both [B, K, num_candidates], and the caches [B * K, H, T + 1, D / H].
 
-    B and K stay apart in every shape, so that an image's K captions read its cross-attention keys and values uncopied.
-    The position is T.
+    An image's K captions read its cross-attention keys and values uncopied. The position is T.
     """
 
     def __init__(self, model: CaptionerForConditionalGeneration) -> None:
@@ -50,23 +49,20 @@ class DecoderGraph(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        beams: Tensor,
+        rows: Tensor,
         num_candidates: Tensor,
         self_states: list[Tensor],
         cross_states: list[Tensor],
     ) -> tuple[Tensor, ...]:
         batch, captions = input_ids.shape
-        rows = (torch.arange(batch)[:, None] * captions + beams).flatten()
-        caches = _Caches([state.flatten(0, 1).index_select(0, rows) for state in self_states], cross_states)
+        caches = _Caches([state.index_select(0, rows.flatten()) for state in self_states], cross_states)
         hidden_states = self.decoder(input_ids.view(batch * captions, 1), cross_states[0], past_key_values=caches)
         logits = self.lm_head(hidden_states).view(batch, captions, -1)
         count = num_candidates.item()
         torch._check(count >= 1)
         torch._check(count <= logits.shape[-1])
-        values, token_ids = logits.topk(count)
-        log_probs = values - logits.logsumexp(-1, keepdim=True)
-        states = (state.unflatten(0, (batch, captions)) for state in caches.self_states)
-        return (logits, token_ids, log_probs, *states)
+        log_probs, token_ids = logits.log_softmax(-1).topk(count)
+        return (logits, token_ids, log_probs, *caches.self_states)
 
 
 class _Caches:

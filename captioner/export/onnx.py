@@ -104,10 +104,10 @@ def compare(model: CaptionerForConditionalGeneration, exported: ExportedCaptione
     pixel_values = generator.standard_normal((batch_size, 3, size, size), dtype=np.float32)
     states, tag_logits = exported.encode(pixel_values)
     decoder = DecoderSteps(exported.decoder, states, beams=1)
-    token_ids, beams = np.full((batch_size, 1), exported.start), np.zeros((batch_size, 1), dtype=np.int64)
+    token_ids, rows = np.full((batch_size, 1), exported.start), np.arange(batch_size)[:, None]
     steps = []
     for _ in range(min(exported.defaults.max_new_tokens, model.config.max_position_embeddings)):
-        steps.append(decoder.logits(token_ids[:, -1:], beams)[:, 0])
+        steps.append(decoder.logits(token_ids[:, -1:], rows)[:, 0])
         token_ids = np.concatenate([token_ids, steps[-1].argmax(-1)[:, None]], axis=1)
     logits = np.stack(steps, axis=1)
     with torch.inference_mode():
@@ -129,7 +129,7 @@ def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration) -> Non
     with torch.no_grad():
         cross_states = list(encoder(pixel_values)[: 2 * layers])
     # Sizes of the example differ from each other and from 1: none is taken for another, or for a constant.
-    self_states = [torch.randn(2, 3, heads, 5, config.hidden_size // heads) for _ in cross_states]
+    self_states = [torch.randn(4, heads, 5, config.hidden_size // heads) for _ in cross_states]
     token_ids = torch.ones(2, 3, dtype=torch.long)
     batch, captions = torch.export.Dim("batch"), torch.export.Dim("captions")
     past = torch.export.Dim("past", max=config.max_position_embeddings - 1)
@@ -142,14 +142,14 @@ def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration) -> Non
     _write_graph(
         folder / "decoder.onnx",
         DecoderGraph(model).eval(),
-        (token_ids, torch.zeros_like(token_ids), torch.tensor(4), self_states, cross_states),
-        ["input_ids", "beams", "num_candidates", *self_names, *cross_names],
+        (token_ids, torch.zeros_like(token_ids), torch.tensor(7), self_states, cross_states),
+        ["input_ids", "rows", "num_candidates", *self_names, *cross_names],
         ["logits", "token_ids", "log_probs", *(f"new_{name}" for name in self_names)],
         (
             {0: batch, 1: captions},
             {0: batch, 1: captions},
             None,
-            [{0: batch, 1: captions, 3: past}] * len(self_names),
+            [{0: torch.export.Dim("rows"), 2: past}] * len(self_names),
             [{0: batch}] * len(cross_names),
         ),
     )

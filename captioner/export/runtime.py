@@ -133,28 +133,28 @@ class DecoderSteps:
         """`cross_states`: 2 L arrays [B, H, P, D / H], one for an image however many its beams."""
         self.session = session
         self.cross_states = cross_states
-        batch_size = len(next(iter(cross_states.values())))
         self.vocab_size = session.get_outputs()[0].shape[2]
-        self.self_states: dict[str, np.ndarray] = {}  # [B, K, H, T, D / H]
+        rows = beams * len(next(iter(cross_states.values())))
+        self.self_states: dict[str, np.ndarray] = {}  # [B * K, H, T, D / H]
         for given in session.get_inputs():
             if given.name.startswith("self_"):
-                heads, width = given.shape[2], given.shape[4]
-                self.self_states[given.name] = np.zeros((batch_size, beams, heads, 0, width), dtype=np.float32)
+                heads, width = given.shape[1], given.shape[3]
+                self.self_states[given.name] = np.zeros((rows, heads, 0, width), dtype=np.float32)
 
-    def step(self, token_ids: np.ndarray, beams: np.ndarray, num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
-        """The newest tokens [B, K], each behind what row `beams[b, k]` has -> the most probable next tokens and their
-        log-probabilities, both [B, K, `num_candidates`], best first."""
-        next_ids, log_probs = self._run(["token_ids", "log_probs"], token_ids, beams, num_candidates)
+    def step(self, token_ids: np.ndarray, rows: np.ndarray, num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
+        """The newest tokens [B, K], each behind what row `rows[b, k]` of the step before has -> the most probable next
+        tokens and their log-probabilities, both [B, K, `num_candidates`], best first."""
+        next_ids, log_probs = self._run(["token_ids", "log_probs"], token_ids, rows, num_candidates)
         return next_ids, log_probs
 
-    def logits(self, token_ids: np.ndarray, beams: np.ndarray) -> np.ndarray:
+    def logits(self, token_ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """As `step`, all logits [B, K, V]."""
-        (logits,) = self._run(["logits"], token_ids, beams, 1)
+        (logits,) = self._run(["logits"], token_ids, rows, 1)
         return logits
 
-    def _run(self, names: list[str], token_ids: np.ndarray, beams: np.ndarray, num_candidates: int) -> list[np.ndarray]:
+    def _run(self, names: list[str], token_ids: np.ndarray, rows: np.ndarray, num_candidates: int) -> list[np.ndarray]:
         count = np.array(min(num_candidates, self.vocab_size))
-        inputs = {"input_ids": token_ids, "beams": beams, "num_candidates": count}
+        inputs = {"input_ids": token_ids, "rows": rows, "num_candidates": count}
         wanted = [*names, *(f"new_{name}" for name in self.self_states)]
         results = self.session.run(wanted, {**inputs, **self.self_states, **self.cross_states})
         self.self_states = dict(zip(self.self_states, results[len(names) :], strict=True))
@@ -162,7 +162,6 @@ class DecoderSteps:
 
     def keep(self, images: list[int]) -> None:
         """Only these of the B images go on."""
-        self.self_states = {name: state[images] for name, state in self.self_states.items()}
         self.cross_states = {name: state[images] for name, state in self.cross_states.items()}
 
 

@@ -47,9 +47,9 @@ class Beam(NamedTuple):
 class Decoder(Protocol):
     """What tells the most probable next tokens, with its caches."""
 
-    def step(self, token_ids: np.ndarray, beams: np.ndarray, num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
-        """The newest tokens [B, K], each behind what row `beams[b, k]` has -> the most probable next tokens and their
-        log-probabilities, both [B, K, `num_candidates`], best first."""
+    def step(self, token_ids: np.ndarray, rows: np.ndarray, num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
+        """The newest tokens [B, K], each behind what row `rows[b, k]` of the step before has -> the most probable next
+        tokens and their log-probabilities, both [B, K, `num_candidates`], best first."""
 
     def keep(self, images: list[int]) -> None:
         """Only these of the B images go on."""
@@ -115,21 +115,21 @@ def search(decoder: Decoder, batch_size: int, options: SearchOptions, start: int
     searches = [Search(options, end, [Beam()], []) for _ in range(batch_size)]
     left = searches
     tokens = np.full((batch_size, options.num_beams), start, dtype=np.int64)
-    parents = np.zeros_like(tokens)
+    rows = np.arange(tokens.size).reshape(tokens.shape)
     for length in range(1, options.max_new_tokens + 1):
-        candidates, log_probs = decoder.step(tokens, parents, 2 * options.num_beams + 1)
+        candidates, log_probs = decoder.step(tokens, rows, 2 * options.num_beams + 1)
         if length <= options.min_new_tokens:
             log_probs = np.where(candidates == end, -np.inf, log_probs)
-        tokens, parents = np.full_like(tokens, end), np.zeros_like(parents)
+        tokens, rows = np.full_like(tokens, end), np.arange(tokens.size).reshape(tokens.shape)
         for image, one in enumerate(left):
             if one.running:
-                rows = one.advance(candidates[image], log_probs[image], length)
-                parents[image, : len(rows)] = rows
-                tokens[image, : len(rows)] = [beam.token_ids[-1] for beam in one.running]
+                parents = one.advance(candidates[image], log_probs[image], length)
+                tokens[image, : len(parents)] = [beam.token_ids[-1] for beam in one.running]
+                rows[image, : len(parents)] = rows[image, parents]
         alive = [image for image, one in enumerate(left) if one.running]
         if not alive:
             break
-        if 4 * (len(left) - len(alive)) >= len(left):  # for fewer it does not pay to move the others' caches
+        if 4 * (len(left) - len(alive)) >= len(left):  # for fewer it does not pay to move the others' keys and values
             decoder.keep(alive)
-            left, tokens, parents = [left[image] for image in alive], tokens[alive], parents[alive]
+            left, tokens, rows = [left[image] for image in alive], tokens[alive], rows[alive]
     return [one.finished[: options.num_return_sequences] for one in searches]

@@ -66,7 +66,7 @@ def test_the_graphs_have_the_opset_and_the_free_dimensions_they_should(exported)
         for value in decoder.graph.input
     }
     assert dimensions["input_ids"] == ["batch", "captions"]
-    assert dimensions["self_key_0"] == ["batch", "captions", 2, "past", 16]
+    assert dimensions["self_key_0"] == ["rows", 2, "past", 16]
     assert dimensions["cross_value_1"][:2] == ["batch", 2], "an image's captions share its keys and values"
 
 
