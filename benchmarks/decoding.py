@@ -26,7 +26,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
-from captioner.infer.generation import GenerationOptions, generate
+from captioner.infer.generation import generate
+from captioner.infer.options import GenerationOptions
 
 MODES = {"greedy": GenerationOptions(num_beams=1), "beams_4": GenerationOptions(num_beams=4)}
 BATCH_SIZES = (8, 1)

@@ -172,7 +172,7 @@ def annotate(
     from captioner.annotate.folder import OutputFile, Table, annotate, choose_format
     from captioner.annotate.paths import find_images
     from captioner.infer.captioner import Captioner
-    from captioner.infer.generation import GenerationOptions
+    from captioner.infer.options import GenerationOptions
 
     _quiet_libraries()
     options = GenerationOptions(
@@ -246,7 +246,7 @@ def evaluate(
     from captioner.config import SourceConfig, validated
     from captioner.data.sources import load_samples
     from captioner.infer.captioner import Captioner
-    from captioner.infer.generation import GenerationOptions
+    from captioner.infer.options import GenerationOptions
     from captioner.metrics.report import as_json, print_scores
     from captioner.metrics.score import score_captions
 

@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"config", "errors"},
     "hub": {"model", "errors"},
     "infer": {"hub", "data", "model", "errors", "export.runtime", "export.search", "export.format"},
-    "train": {"hub", "data", "model", "metrics", "infer.generation", "config", "errors"},
+    "train": {"hub", "data", "model", "metrics", "infer.generation", "infer.options", "config", "errors"},
     "annotate": INFER_AND_BELOW,
     "export": INFER_AND_BELOW,
     "serve": INFER_AND_BELOW,

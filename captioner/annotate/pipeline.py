@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captioner.data.images import ImageError, ReadableImage, load_image
 from captioner.infer.captioner import Caption, Captioner, ImageInput
-from captioner.infer.generation import GenerationOptions
+from captioner.infer.options import GenerationOptions
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")

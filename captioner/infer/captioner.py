@@ -14,7 +14,8 @@ from captioner.errors import CaptionerError
 from captioner.export.format import is_export
 from captioner.hub import find_model, load_model
 from captioner.infer.caption import Caption, ImageInput, Tag, Token, likely_tags
-from captioner.infer.generation import GenerationOptions, Hypothesis, generate
+from captioner.infer.generation import Hypothesis, generate
+from captioner.infer.options import GenerationOptions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from captioner.errors import CaptionerError
 from captioner.infer.caption import Caption
 from captioner.infer.captioner import Captioner
-from captioner.infer.generation import GenerationOptions
+from captioner.infer.options import GenerationOptions
 
 try:
     from captioner.export.runtime import ExportedCaptioner

@@ -10,7 +10,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from captioner.config import RewardConfig, RunConfig
 from captioner.data.dataset import collate
 from captioner.infer.captioner import Captioner
-from captioner.infer.generation import GenerationOptions, generate
+from captioner.infer.generation import generate
+from captioner.infer.options import GenerationOptions
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
 from captioner.train.rewards import draw_captions, most_probable_captions, policy_gradient_loss, uniform_numbers
 from captioner.train.trainer import Trainer
