@@ -200,7 +200,7 @@ def annotate(
     total = sum(1 for _ in find_images(paths))
     if total == 0:
         raise CaptionerError(f"no images in {', '.join(paths)}")
-    with _garbage_collection_off():
+    with garbage_collection_off():
         captioner = Captioner.from_pretrained(model, device, precision)
     sink = OutputFile(output, chosen_format, captioner.name, options) if output else Table()
     try:
@@ -268,7 +268,7 @@ def evaluate(
     probe = "a metric that cannot be had is refused now, not after hours of captioning"
     score_captions({0: probe}, {0: [probe]}, metrics=wanted, tokenization=tokenization)
     samples, _ = load_samples(validated(SourceConfig, {"path": data, "images": images, "split": split}, "data"))
-    with _garbage_collection_off():
+    with garbage_collection_off():
         captioner = Captioner.from_pretrained(model, device, precision)
     captions = caption_samples(
         captioner, samples, options, batch_size=batch_size, num_workers=num_workers or _default_workers()
@@ -351,7 +351,7 @@ def _default_workers() -> int:
 
 
 @contextmanager
-def _garbage_collection_off() -> Iterator[None]:
+def garbage_collection_off() -> Iterator[None]:
     """For loading libraries and models: what they make stays, and to look through it again and again takes long."""
     gc.disable()
     try:

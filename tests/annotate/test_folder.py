@@ -19,6 +19,8 @@ from captioner import cli
 from captioner.annotate import pipeline
 from captioner.infer.trained import TorchCaptioner
 
+INFER = Path(__file__).parents[2] / "infer.py"
+
 
 class Outcome(NamedTuple):
     status: int
@@ -163,6 +165,16 @@ def test_sampling_is_repeatable_and_independent_of_batches(annotate, photos):
     first = annotate(photos, "--do-sample", "--seed", 1)
     assert annotate(photos, "--do-sample", "--seed", 1, "--batch-size", 3).out == first.out
     assert annotate(photos, "--do-sample", "--seed", 2).out != first.out
+
+
+@pytest.mark.skipif(not INFER.is_file(), reason="installed without the repository")
+def test_infer_py_says_nothing_of_its_libraries_and_ends_as_the_command_does(photos, tiny_captioner):
+    (photos / "03.png").write_bytes(b"broken")
+    command = [sys.executable, INFER, photos / "02.png", photos / "03.png", "--model", tiny_captioner]
+    finished = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert finished.returncode == 3
+    assert finished.stdout.startswith("photos/02.png\t") and finished.stdout.count("\n") == 1
+    assert finished.stderr.startswith("photos/03.png: ") and finished.stderr.count("\n") == 1
 
 
 KILLED_AT_THE_THIRD_BATCH = """
