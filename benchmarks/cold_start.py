@@ -34,18 +34,19 @@ def lap(name):
     global last
     laps[name], last = time.time() - last, time.time()
 
-import importlib
-from captioner.cli import garbage_collection_off
+import gc, importlib, os
 
-with garbage_collection_off():
-    import captioner.annotate.folder
-    from captioner.data.images import load_image
-    from captioner.infer.captioner import Captioner
-    from captioner.infer.options import GenerationOptions
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # this and the collector as the command does it
+gc.disable()
+import captioner.annotate.folder, captioner.cli
+from captioner.data.images import load_image
+from captioner.infer.captioner import Captioner
+from captioner.infer.options import GenerationOptions
 
-    importlib.import_module(home)
-    lap("interpreter_and_imports")
-    captioner = Captioner.from_pretrained(model or None)
+importlib.import_module(home)
+lap("interpreter_and_imports")
+captioner = Captioner.from_pretrained(model or None)
+gc.freeze(), gc.unfreeze(), gc.enable()
 lap("load_model")
 pixel_values = captioner.preprocess(load_image(photo))[None]
 lap("read_and_preprocess")

@@ -4,8 +4,7 @@ import gc
 import os
 import sys
 import warnings
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +13,7 @@ import typer
 from captioner.errors import CaptionerError
 
 if TYPE_CHECKING:
+    from captioner.infer.captioner import Captioner
     from captioner.train.dry_run import Estimate
 
 # Options that `annotate` and `evaluate` share. Their defaults stand in `GenerationOptions` and `Captioner` alone.
@@ -176,7 +176,6 @@ def annotate(
     """
     from captioner.annotate.folder import OutputFile, Table, annotate, choose_format
     from captioner.annotate.paths import find_images
-    from captioner.infer.captioner import Captioner
     from captioner.infer.options import GenerationOptions
 
     options = GenerationOptions(
@@ -200,8 +199,7 @@ def annotate(
     total = sum(1 for _ in find_images(paths))
     if total == 0:
         raise CaptionerError(f"no images in {', '.join(paths)}")
-    with garbage_collection_off():
-        captioner = Captioner.from_pretrained(model, device, precision)
+    captioner = _load_captioner(model, device, precision)
     sink = OutputFile(output, chosen_format, captioner.name, options) if output else Table()
     try:
         summary = annotate(
@@ -250,7 +248,6 @@ def evaluate(
     from captioner.annotate.evaluate import caption_samples
     from captioner.config import SourceConfig, validated
     from captioner.data.sources import load_samples
-    from captioner.infer.captioner import Captioner
     from captioner.infer.options import GenerationOptions
     from captioner.metrics.report import as_json, print_scores
     from captioner.metrics.score import score_captions
@@ -268,8 +265,7 @@ def evaluate(
     probe = "a metric that cannot be had is refused now, not after hours of captioning"
     score_captions({0: probe}, {0: [probe]}, metrics=wanted, tokenization=tokenization)
     samples, _ = load_samples(validated(SourceConfig, {"path": data, "images": images, "split": split}, "data"))
-    with garbage_collection_off():
-        captioner = Captioner.from_pretrained(model, device, precision)
+    captioner = _load_captioner(model, device, precision)
     captions = caption_samples(
         captioner, samples, options, batch_size=batch_size, num_workers=num_workers or _default_workers()
     )
@@ -350,12 +346,15 @@ def _default_workers() -> int:
     return min(8, os.cpu_count() or 1)
 
 
-@contextmanager
-def garbage_collection_off() -> Iterator[None]:
-    """For loading libraries and models: what they make stays, and to look through it again and again takes long."""
-    gc.disable()
+def _load_captioner(model: str | None, device: str, precision: str) -> "Captioner":
+    from captioner.infer.captioner import Captioner
+
+    # OpenMP reads this when torch is imported. By default its threads spin while they wait for each other, and beside
+    # other work on the machine captioning then takes several times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    gc.disable()  # what libraries and models make stays, and to look through it again and again takes a second
     try:
-        yield
+        return Captioner.from_pretrained(model, device, precision)
     finally:
         gc.freeze()
         gc.unfreeze()  # the two together make all of it old
