@@ -294,6 +294,20 @@ def export(
     print(f"{output}: {agreement.equal_tokens:.1%} of greedy tokens equal, logits within {agreement.difference:.1e}")
 
 
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A folder or a Hugging Face Hub id.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
+) -> None:
+    """Write a public checkpoint, a VisionEncoderDecoderModel of ViT or DeiT and GPT-2, as a captioner.
+
+    The two are compared, and nothing is written where their logits differ.
+    """
+    from captioner.convert import convert_model
+
+    print(f"{output}: logits within {convert_model(source, output):.1e} of those of {source}")
+
+
 def _print_estimate(estimate: "Estimate") -> None:
     from rich.console import Console
     from rich.table import Table

@@ -157,7 +157,7 @@ class ModelConfig(Section):
     encoder_kwargs: dict[str, Any] = Field(default_factory=dict, description="Passed to timm.create_model.")
     image_size: int = Field(224, ge=8)
     resize_mode: Literal["crop", "squash", "pad"] = "crop"
-    crop_pct: float = Field(1.0, gt=0, le=1, description="Share of the shorter side that resize_mode crop keeps.")
+    crop_pct: float = Field(1.0, gt=0, le=1, description="Share of a side that resize_mode crop or squash keeps.")
     encoder_pooling: int = Field(1, ge=1, description="Average-pool the token grid by this window.")
     encoder_layers: int = Field(0, ge=0, description="Transformer layers over the trunk's feature map (a hybrid ViT).")
     hidden_size: int = Field(384, ge=8)

@@ -57,8 +57,8 @@ def _download(repository: str, missing: str) -> Path:
     )
 
     try:
-        # json, safetensors, ONNX and the SentencePiece model: nothing that would have to be unpickled or executed
-        wanted = ["*.json", "*.safetensors", "*.onnx", "*.model"]
+        # json, safetensors, ONNX and tokenizers: nothing that would have to be unpickled or executed
+        wanted = ["*.json", "*.safetensors", "*.onnx", "*.model", "merges.txt"]
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
     except HFValidationError as error:
         raise CaptionerError(missing) from error

@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"errors"},
     "data": {"config", "errors"},
     "hub": {"model", "errors"},
+    "convert": {"hub", "model", "errors"},
     "infer": {"hub", "data", "model", "errors", "export.runtime", "export.search", "export.format"},
     "train": {"hub", "data", "model", "metrics", "infer.generation", "infer.options", "config", "errors"},
     "annotate": INFER_AND_BELOW,

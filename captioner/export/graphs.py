@@ -32,8 +32,11 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """One step: the newest tokens [B, K], the self-attention caches, 2 L tensors [B, K, H, T, D / H], and the encoder's
-    2 L tensors -> logits [B, K, V] and the caches with one position more.
+    """One step of a search.
+
+    From the newest tokens [B, K], the row `beams` [B, K] that each goes on from, the self-attention caches, 2 L tensors
+    [B, K, H, T, D / H], and the encoder's 2 L tensors -> logits [B, K, V], the `num_candidates` most probable next
+    tokens with their log-probabilities, both [B, K, num_candidates], and the caches, each row with one position more.
 
     B and K stay apart in every shape, so that an image's K captions read its cross-attention keys and values uncopied.
     The position is T.
@@ -44,12 +47,26 @@ class DecoderGraph(nn.Module):
         self.decoder: CaptionerDecoder = model.decoder
         self.lm_head = model.lm_head
 
-    def forward(self, input_ids: Tensor, self_states: list[Tensor], cross_states: list[Tensor]) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        input_ids: Tensor,
+        beams: Tensor,
+        num_candidates: Tensor,
+        self_states: list[Tensor],
+        cross_states: list[Tensor],
+    ) -> tuple[Tensor, ...]:
         batch, captions = input_ids.shape
-        caches = _Caches([state.flatten(0, 1) for state in self_states], cross_states)
+        rows = (torch.arange(batch)[:, None] * captions + beams).flatten()
+        caches = _Caches([state.flatten(0, 1).index_select(0, rows) for state in self_states], cross_states)
         hidden_states = self.decoder(input_ids.view(batch * captions, 1), cross_states[0], past_key_values=caches)
         logits = self.lm_head(hidden_states).view(batch, captions, -1)
-        return (logits, *(state.unflatten(0, (batch, captions)) for state in caches.self_states))
+        count = num_candidates.item()
+        torch._check(count >= 1)
+        torch._check(count <= logits.shape[-1])
+        values, token_ids = logits.topk(count)
+        log_probs = values - logits.logsumexp(-1, keepdim=True)
+        states = (state.unflatten(0, (batch, captions)) for state in caches.self_states)
+        return (logits, token_ids, log_probs, *states)
 
 
 class _Caches:

@@ -24,6 +24,7 @@ from captioner.hub import find_model, load_model
 from captioner.infer.options import GenerationOptions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
+from captioner.model.tokenization_captioner import CaptionerTokenizer
 
 try:
     import onnx
@@ -39,7 +40,7 @@ except ModuleNotFoundError as error:
         raise
     raise CaptionerError(f"export needs {error.name}: pip install 'captioner[export]'") from error
 
-OPSET = 18
+OPSET = 23
 LOGITS_TOLERANCE = 1e-4
 EQUAL_TOKENS = {"fp32": 1.0, "fp16": 0.98, "int8": 0.9}
 """By precision: the share of greedy tokens that must be the model's own, given the same tokens before."""
@@ -103,10 +104,10 @@ def compare(model: CaptionerForConditionalGeneration, exported: ExportedCaptione
     pixel_values = generator.standard_normal((batch_size, 3, size, size), dtype=np.float32)
     states, tag_logits = exported.encode(pixel_values)
     decoder = DecoderSteps(exported.decoder, states, beams=1)
-    token_ids = np.full((batch_size, 1), exported.start)
+    token_ids, beams = np.full((batch_size, 1), exported.start), np.zeros((batch_size, 1), dtype=np.int64)
     steps = []
     for _ in range(min(exported.defaults.max_new_tokens, model.config.max_position_embeddings)):
-        steps.append(decoder.step(token_ids[:, -1:])[:, 0])
+        steps.append(decoder.logits(token_ids[:, -1:], beams)[:, 0])
         token_ids = np.concatenate([token_ids, steps[-1].argmax(-1)[:, None]], axis=1)
     logits = np.stack(steps, axis=1)
     with torch.inference_mode():
@@ -141,11 +142,13 @@ def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration) -> Non
     _write_graph(
         folder / "decoder.onnx",
         DecoderGraph(model).eval(),
-        (token_ids, self_states, cross_states),
-        ["input_ids", *self_names, *cross_names],
-        ["logits", *(f"new_{name}" for name in self_names)],
+        (token_ids, torch.zeros_like(token_ids), torch.tensor(4), self_states, cross_states),
+        ["input_ids", "beams", "num_candidates", *self_names, *cross_names],
+        ["logits", "token_ids", "log_probs", *(f"new_{name}" for name in self_names)],
         (
             {0: batch, 1: captions},
+            {0: batch, 1: captions},
+            None,
             [{0: batch, 1: captions, 3: past}] * len(self_names),
             [{0: batch}] * len(cross_names),
         ),
@@ -185,6 +188,7 @@ def _convert(path: Path, precision: str) -> None:
         onnx.save(half.model, path)
     if precision == "int8":
         whole = onnx.load(path)
+        _untie(whole.graph)
         whole.graph.ClearField("value_info")  # shapes are inferred anew: quantisation transposes weights
         add_pre_process_metadata(whole)  # what else that would do, torch's exporter did
         products = ["MatMul", "Gemm"]
@@ -193,6 +197,15 @@ def _convert(path: Path, precision: str) -> None:
     opsets = {entry.domain: entry.version for entry in onnx.load(path).opset_import}
     if opsets[""] != OPSET:
         raise CaptionerError(f"{path.stem} came out in opset {opsets['']}, not {OPSET}")
+
+
+def _untie(graph: onnx.GraphProto) -> None:
+    """Store the embedding a second time as the head reads it: quantised are products with stored weights alone."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in stored]:
+        weight = onnx.numpy_helper.to_array(stored[node.input[0]])
+        graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(weight.T), node.output[0]))
+        graph.node.remove(node)
 
 
 def _write_settings(
@@ -221,7 +234,10 @@ def _write_settings(
     }
     for file, content in settings.items():
         (folder / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    shutil.copy(processor.tokenizer.vocab_file, folder / "tokenizer.model")
+    if isinstance(processor.tokenizer, CaptionerTokenizer):
+        shutil.copy(processor.tokenizer.vocab_file, folder / "tokenizer.model")
+    else:
+        processor.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def _write_card(folder: Path, source: Path, name: str, precision: str, agreement: Agreement) -> None:

@@ -1,4 +1,4 @@
-"""Captions from an exported folder, with NumPy, Pillow, ONNX Runtime and SentencePiece alone.
+"""Captions from an exported folder, with NumPy, Pillow, ONNX Runtime and the library of its tokenizer alone.
 
 Shapes: B images, K captions an image, T tokens so far, P image tokens, L layers, H heads, D width, V vocabulary.
 """
@@ -12,13 +12,13 @@ from typing import Any, overload
 
 import numpy as np
 import onnxruntime
-import sentencepiece
 from PIL import Image
 
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.export.format import FORMAT_VERSION, is_export
 from captioner.export.search import Beam, SearchOptions, search
+from captioner.export.tokenizer import load_tokenizer
 from captioner.infer.caption import Caption, ImageInput, Tag, Token, likely_tags
 from captioner.model.preprocessing import Preprocessing
 
@@ -52,7 +52,7 @@ class ExportedCaptioner:
             defaults = _read_json(folder, "generation_config.json")
             self.start, self.end = defaults.pop("decoder_start_token_id"), defaults.pop("eos_token_id")
             self.defaults = SearchOptions(**defaults)
-            self.tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+            self.tokenizer = load_tokenizer(folder)
             self.encoder = _session(folder / "encoder.onnx", num_threads)
             self.decoder = _session(folder / "decoder.onnx", num_threads)
         except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -114,14 +114,11 @@ class ExportedCaptioner:
     def _caption(self, found: list[Beam], tags: tuple[Tag, ...] = ()) -> Caption:
         best, *others = found
         words = [index for index in best.token_ids if index != self.end]
-        spoken = [
-            index for index in words if not (self.tokenizer.is_control(index) or self.tokenizer.is_unknown(index))
-        ]
         return Caption(
-            text=" ".join(self.tokenizer.decode(spoken).split()),
+            text=" ".join(self.tokenizer.decode(words).split()),
             confidence=math.exp(sum(best.log_probs) / len(best.log_probs)),
             tokens=tuple(
-                Token(self.tokenizer.id_to_piece(index), log_prob)
+                Token(self.tokenizer.id_to_token(index), log_prob)
                 for index, log_prob in zip(words, best.log_probs, strict=False)
             ),
             alternatives=tuple(self._caption([other]) for other in others),
@@ -137,23 +134,36 @@ class DecoderSteps:
         self.session = session
         self.cross_states = cross_states
         batch_size = len(next(iter(cross_states.values())))
+        self.vocab_size = session.get_outputs()[0].shape[2]
         self.self_states: dict[str, np.ndarray] = {}  # [B, K, H, T, D / H]
         for given in session.get_inputs():
             if given.name.startswith("self_"):
                 heads, width = given.shape[2], given.shape[4]
                 self.self_states[given.name] = np.zeros((batch_size, beams, heads, 0, width), dtype=np.float32)
 
-    def step(self, token_ids: np.ndarray) -> np.ndarray:
-        """The newest tokens [B, K] -> logits [B, K, V] of the next."""
-        inputs = {"input_ids": token_ids, **self.self_states, **self.cross_states}
-        logits, *states = self.session.run(None, inputs)
-        self.self_states = dict(zip(self.self_states, states, strict=True))
+    def step(self, token_ids: np.ndarray, beams: np.ndarray, num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
+        """The newest tokens [B, K], each behind what row `beams[b, k]` has -> the most probable next tokens and their
+        log-probabilities, both [B, K, `num_candidates`], best first."""
+        next_ids, log_probs = self._run(["token_ids", "log_probs"], token_ids, beams, num_candidates)
+        return next_ids, log_probs
+
+    def logits(self, token_ids: np.ndarray, beams: np.ndarray) -> np.ndarray:
+        """As `step`, all logits [B, K, V]."""
+        (logits,) = self._run(["logits"], token_ids, beams, 1)
         return logits
 
-    def reorder(self, beams: np.ndarray) -> None:
-        """From now on row k of image b goes on from its row `beams[b, k]`."""
-        images = np.arange(len(beams))[:, None]
-        self.self_states = {name: state[images, beams] for name, state in self.self_states.items()}
+    def _run(self, names: list[str], token_ids: np.ndarray, beams: np.ndarray, num_candidates: int) -> list[np.ndarray]:
+        count = np.array(min(num_candidates, self.vocab_size))
+        inputs = {"input_ids": token_ids, "beams": beams, "num_candidates": count}
+        wanted = [*names, *(f"new_{name}" for name in self.self_states)]
+        results = self.session.run(wanted, {**inputs, **self.self_states, **self.cross_states})
+        self.self_states = dict(zip(self.self_states, results[len(names) :], strict=True))
+        return results[: len(names)]
+
+    def keep(self, images: list[int]) -> None:
+        """Only these of the B images go on."""
+        self.self_states = {name: state[images] for name, state in self.self_states.items()}
+        self.cross_states = {name: state[images] for name, state in self.cross_states.items()}
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

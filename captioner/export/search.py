@@ -45,13 +45,64 @@ class Beam(NamedTuple):
 
 
 class Decoder(Protocol):
-    """What computes logits, with its caches."""
+    """What tells the most probable next tokens, with its caches."""
 
-    def step(self, token_ids: np.ndarray) -> np.ndarray:
-        """The newest tokens [B, K] -> logits [B, K, V] of the next."""
+    def step(self, token_ids: np.ndarray, beams: np.ndarray, num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
+        """The newest tokens [B, K], each behind what row `beams[b, k]` has -> the most probable next tokens and their
+        log-probabilities, both [B, K, `num_candidates`], best first."""
 
-    def reorder(self, beams: np.ndarray) -> None:
-        """From now on row k of image b goes on from its row `beams[b, k]`."""
+    def keep(self, images: list[int]) -> None:
+        """Only these of the B images go on."""
+
+
+@dataclass
+class Search:
+    """An image's captions in the making: the K best that run, best first, and those that have ended."""
+
+    options: SearchOptions
+    end: int
+    running: list[Beam]
+    finished: list[Beam]
+
+    def advance(self, token_ids: np.ndarray, log_probs: np.ndarray, length: int) -> list[int]:
+        """Go on with candidates [K, C] for the token at `length`; gives the row each running one goes on from."""
+        num_beams, is_last = self.options.num_beams, length == self.options.max_new_tokens
+        rows, extended = self._extend(token_ids, log_probs)
+        ends = [beam.token_ids[-1] == self.end or is_last for beam in extended]
+        for beam, is_over in zip(extended[:num_beams], ends, strict=False):
+            if is_over:
+                self.finished.append(beam._replace(score=beam.score / length**self.options.length_penalty))
+        self.finished = sorted(self.finished, key=lambda beam: -beam.score)[:num_beams]
+        alive = [index for index, is_over in enumerate(ends) if not is_over][:num_beams]
+        self.running = [extended[index] for index in alive]
+        if self._is_done(length):
+            self.running = []
+        return [rows[index] for index in alive[: len(self.running)]]
+
+    def _is_done(self, length: int) -> bool:
+        """Whether the best running caption, were it to end now, is no better than the worst of K finished ones."""
+        if not self.running or len(self.finished) < self.options.num_beams:
+            return not self.running
+        return self.running[0].score / length**self.options.length_penalty <= self.finished[-1].score
+
+    def _extend(self, token_ids: np.ndarray, log_probs: np.ndarray) -> tuple[list[int], list[Beam]]:
+        """The best continuations by one token, best first, and the rows they go on from.
+
+        Twice K leave K that go on, whichever end.
+        """
+        totals = log_probs[: len(self.running)] + np.array([[beam.score] for beam in self.running], dtype=np.float32)
+        count = 1 if self.options.num_beams == 1 else 2 * self.options.num_beams
+        best = np.argsort(-totals, axis=None, kind="stable")[:count]
+        rows, columns = np.divmod(best, totals.shape[1])
+        extended = [
+            Beam(
+                (*self.running[row].token_ids, int(token_ids[row, column])),
+                (*self.running[row].log_probs, float(log_probs[row, column])),
+                float(totals[row, column]),
+            )
+            for row, column in zip(rows, columns, strict=True)
+        ]
+        return rows.tolist(), extended
 
 
 def search(decoder: Decoder, batch_size: int, options: SearchOptions, start: int, end: int) -> list[list[Beam]]:
@@ -61,70 +112,24 @@ def search(decoder: Decoder, batch_size: int, options: SearchOptions, start: int
     counts as finished only where its end was among the best K continuations, and an image is done when K captions are
     finished and the best running one, were it to end now, is no better than the worst of them.
     """
-    running = [[Beam()] for _ in range(batch_size)]
-    finished: list[list[Beam]] = [[] for _ in range(batch_size)]
+    searches = [Search(options, end, [Beam()], []) for _ in range(batch_size)]
+    left = searches
     tokens = np.full((batch_size, options.num_beams), start, dtype=np.int64)
+    parents = np.zeros_like(tokens)
     for length in range(1, options.max_new_tokens + 1):
-        log_probs = log_softmax(decoder.step(tokens))
+        candidates, log_probs = decoder.step(tokens, parents, 2 * options.num_beams + 1)
         if length <= options.min_new_tokens:
-            log_probs[..., end] = -np.inf
-        parents = np.zeros_like(tokens)
-        for image in range(batch_size):
-            if not running[image]:
-                continue
-            rows, extended = _extend(running[image], log_probs[image], 1 if options.num_beams == 1 else 2)
-            ends = [beam.token_ids[-1] == end or length == options.max_new_tokens for beam in extended]
-            for beam, is_over in zip(extended[: options.num_beams], ends, strict=False):
-                if is_over:
-                    score = beam.score / length**options.length_penalty
-                    finished[image].append(beam._replace(score=score))
-            finished[image] = sorted(finished[image], key=lambda beam: -beam.score)[: options.num_beams]
-            alive = [index for index, is_over in enumerate(ends) if not is_over][: options.num_beams]
-            running[image] = [extended[index] for index in alive]
-            if _is_done(running[image], finished[image], length, options):
-                running[image] = []
-            for row, index in enumerate(alive):
-                parents[image, row], tokens[image, row] = rows[index], extended[index].token_ids[-1]
-        if not any(running):
+            log_probs = np.where(candidates == end, -np.inf, log_probs)
+        tokens, parents = np.full_like(tokens, end), np.zeros_like(parents)
+        for image, one in enumerate(left):
+            if one.running:
+                rows = one.advance(candidates[image], log_probs[image], length)
+                parents[image, : len(rows)] = rows
+                tokens[image, : len(rows)] = [beam.token_ids[-1] for beam in one.running]
+        alive = [image for image, one in enumerate(left) if one.running]
+        if not alive:
             break
-        if options.num_beams > 1:
-            decoder.reorder(parents)
-    return [beams[: options.num_return_sequences] for beams in finished]
-
-
-def _extend(beams: list[Beam], log_probs: np.ndarray, factor: int) -> tuple[list[int], list[Beam]]:
-    """The best `factor` * K one-token continuations of an image's beams under [K, V], best first, and their beams.
-
-    Twice K leave K that go on, whichever end.
-    """
-    scores = log_probs[: len(beams)] + np.array([[beam.score] for beam in beams], dtype=np.float32)
-    best = _largest(scores.ravel(), factor * len(log_probs))
-    rows, tokens = np.divmod(best, scores.shape[1])
-    extended = [
-        Beam(
-            (*beams[row].token_ids, int(token)),
-            (*beams[row].log_probs, float(log_probs[row, token])),
-            float(scores[row, token]),
-        )
-        for row, token in zip(rows, tokens, strict=True)
-    ]
-    return rows.tolist(), extended
-
-
-def _is_done(running: list[Beam], finished: list[Beam], length: int, options: SearchOptions) -> bool:
-    if not running or len(finished) < options.num_beams:
-        return not running
-    return running[0].score / length**options.length_penalty <= finished[-1].score
-
-
-def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` largest of [N], in falling order."""
-    count = min(count, len(values))
-    chosen = np.sort(np.argpartition(values, -count)[-count:])
-    return chosen[np.argsort(-values[chosen], kind="stable")]
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+        if 4 * (len(left) - len(alive)) >= len(left):  # for fewer it does not pay to move the others' caches
+            decoder.keep(alive)
+            left, tokens, parents = [left[image] for image in alive], tokens[alive], parents[alive]
+    return [one.finished[: options.num_return_sequences] for one in searches]

@@ -77,7 +77,7 @@ class TorchCaptioner(Captioner):
         return Caption(
             text=" ".join(text.split()),
             confidence=math.exp(best.mean_log_prob),
-            tokens=tuple(Token(*pair) for pair in zip(pieces, best.log_probs, strict=True)),
+            tokens=tuple(Token(piece or "", value) for piece, value in zip(pieces, best.log_probs, strict=True)),
             alternatives=tuple(self._caption([other]) for other in others),
             tags=tags,
         )

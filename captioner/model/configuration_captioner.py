@@ -15,10 +15,13 @@ class CaptionerConfig(PreTrainedConfig):
         encoder_name: timm model name (ViT, DeiT, DINOv2, SigLIP, Swin, a CNN, a CNN-ViT hybrid, ...).
         encoder_kwargs: passed to `timm.create_model`, for example `{"dynamic_img_size": true}`.
         image_size: height and width that the trunk is built for, pixels.
+        encoder_layer_norm_eps: epsilon of the trunk's layer norms; None leaves what timm gives them.
         encoder_pooling: window of an average pooling over the trunk's token grid; 1 keeps every token.
         encoder_layers: Transformer encoder layers over the trunk's tokens. With a CNN trunk this is the hybrid
             ViT of Dosovitskiy et al. 2021 (https://arxiv.org/abs/2010.11929), section 3.1.
+        encoder_norm: layer norms before the trunk's tokens are projected and before the decoder reads them.
         hidden_size: width of these layers and of the decoder.
+        hidden_act: activation in their feed-forward parts, by its name in transformers.
         num_hidden_layers: decoder layers.
         max_position_embeddings: longest decoder sequence, start token included.
         tags: names of the classes that the tag head tells apart; none, no head. `problem_type` says whether an image
@@ -33,13 +36,16 @@ class CaptionerConfig(PreTrainedConfig):
     encoder_name: str = "vit_small_patch16_224"
     encoder_kwargs: dict[str, Any] = field(default_factory=dict)
     image_size: int = 224
+    encoder_layer_norm_eps: float | None = None
     encoder_pooling: int = 1
     encoder_layers: int = 0
+    encoder_norm: bool = True
     vocab_size: int = 4000
     hidden_size: int = 384
     num_hidden_layers: int = 3
     num_attention_heads: int = 6
     intermediate_size: int | None = None
+    hidden_act: str = "gelu"
     dropout: float = 0.1
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02

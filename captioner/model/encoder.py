@@ -3,6 +3,8 @@
 Shapes: B images, P image tokens, C trunk width, D model width.
 """
 
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import timm
@@ -72,6 +74,8 @@ def create_trunk(config: CaptionerConfig, name: str | None = None, **kwargs: Any
     """
     name = name or config.encoder_name
     arguments = {"num_classes": 0, **config.encoder_kwargs, **kwargs}
+    if config.encoder_layer_norm_eps is not None:
+        arguments["norm_layer"] = partial(nn.LayerNorm, eps=config.encoder_layer_norm_eps)
     try:
         # At once, not resized after loading: position embeddings would pass through the trunk's own size and blur.
         trunk = timm.create_model(name, **{"img_size": config.image_size, **arguments})
@@ -114,7 +118,8 @@ class CaptionerEncoder(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
                 trunk_features, grid = self.trunk(pixel_values)
         else:
-            trunk_features = trunk_features.to(self.bridge.norm.weight.dtype)
+            # Of the bridge where it has weights: the trunk at rest need not be in the same precision.
+            trunk_features = trunk_features.to(next(chain(self.bridge.parameters(), self.trunk.parameters())).dtype)
         last_hidden_state = self.bridge(trunk_features, self.trunk.num_prefix_tokens, grid)
         return BaseModelOutput(last_hidden_state=last_hidden_state)
 
@@ -124,7 +129,7 @@ class Bridge(nn.Module):
 
     def __init__(self, config: CaptionerConfig, trunk_width: int) -> None:
         super().__init__()
-        self.input_norm = nn.LayerNorm(trunk_width, config.layer_norm_eps)
+        self.input_norm = nn.LayerNorm(trunk_width, config.layer_norm_eps) if config.encoder_norm else nn.Identity()
         self.projection = (
             nn.Linear(trunk_width, config.hidden_size) if trunk_width != config.hidden_size else nn.Identity()
         )
@@ -132,7 +137,7 @@ class Bridge(nn.Module):
         self.layers = nn.ModuleList(
             TransformerLayer(config, index, cross_attention=False) for index in range(config.encoder_layers)
         )
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.encoder_norm else nn.Identity()
 
     def forward(self, tokens: Tensor, num_prefix_tokens: int, grid: tuple[int, int] | None) -> Tensor:
         """[B, P, C] -> [B, P, D]; without a grid the tokens are of a square image."""

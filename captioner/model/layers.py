@@ -7,6 +7,7 @@ H heads, D width.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.activations import ACT2FN
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -89,7 +90,9 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.cross_attn = CrossAttention(config, layer_idx) if cross_attention else None
         self.mlp_norm = nn.LayerNorm(width, eps)
         self.mlp = nn.Sequential(
-            nn.Linear(width, config.intermediate_size), nn.GELU(), nn.Linear(config.intermediate_size, width)
+            nn.Linear(width, config.intermediate_size),
+            ACT2FN[config.hidden_act],
+            nn.Linear(config.intermediate_size, width),
         )
         self.dropout = nn.Dropout(config.dropout)
 

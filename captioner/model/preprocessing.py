@@ -21,9 +21,9 @@ class Preprocessing:
 
     Args:
         image_size: height and width of the result, pixels.
-        resize_mode: "crop" scales the shorter side to `image_size / crop_pct` and cuts the centre; "squash" scales
-            both sides; "pad" scales the longer side and fills with the mean colour. Captions tell of the whole
-            picture, so crop_pct is 1 unless a trunk wants otherwise.
+        resize_mode: "crop" scales the shorter side to `image_size / crop_pct` and cuts the centre; "squash" does so
+            with both sides, each by its own factor; "pad" scales the longer side to `image_size` and fills with the
+            mean colour. Captions tell of the whole picture, so crop_pct is 1 unless a trunk wants otherwise.
         mean, std: of the RGB channels scaled to [0, 1].
     """
 
@@ -48,8 +48,6 @@ class Preprocessing:
         if (width, height) == (size, size) and self.crop_pct == 1.0:
             return image
         resampling = RESAMPLING[self.interpolation]
-        if self.resize_mode == "squash":
-            return image.resize((size, size), resampling)
         if self.resize_mode == "pad":
             scale = size / max(width, height)
             inner = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), resampling)
@@ -57,9 +55,10 @@ class Preprocessing:
             canvas.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
             return canvas
         # One resampling straight from the kept box: no intermediate image, however large the photo.
-        side = min(width, height) * self.crop_pct
-        left, top = (width - side) / 2, (height - side) / 2
-        return image.resize((size, size), resampling, box=(left, top, left + side, top + side))
+        sides = (width, height) if self.resize_mode == "squash" else (min(width, height),) * 2
+        across, down = (side * self.crop_pct for side in sides)
+        left, top = (width - across) / 2, (height - down) / 2
+        return image.resize((size, size), resampling, box=(left, top, left + across, top + down))
 
     def normalize(self, image: Image.Image) -> np.ndarray:
         """RGB image -> float32 [3, height, width], mean and std taken out."""

@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ProcessorMixin
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .preprocessing import Preprocessing
-from .tokenization_captioner import CaptionerTokenizer
 
 
 class CaptionerImageProcessor(BaseImageProcessor):
@@ -52,7 +52,11 @@ class CaptionerImageProcessor(BaseImageProcessor):
 
 
 class CaptionerProcessor(ProcessorMixin):
-    """Images to pixels, captions to ids and back."""
+    """Images to pixels, captions to ids and back.
 
-    def __init__(self, image_processor: CaptionerImageProcessor, tokenizer: CaptionerTokenizer) -> None:
+    The tokenizer is a `CaptionerTokenizer`, or a converted model's own that encodes as this does: the end of sequence
+    last, no start token.
+    """
+
+    def __init__(self, image_processor: CaptionerImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(image_processor, tokenizer)

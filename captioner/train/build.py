@@ -18,6 +18,17 @@ from captioner.model.tokenization_captioner import CaptionerTokenizer
 
 Say = Callable[[str], None]
 
+OF_THE_DECODER = (
+    "vocab_size",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+    "hidden_act",
+    "layer_norm_eps",
+)
+"""Fields of the configuration that a recipe does not set and a pretrained decoder brings along."""
+
 
 def build_captioner(
     config: RunConfig, captions: Iterable[str], heads: dict[str, Any], accelerator: Accelerator, say: Say
@@ -60,8 +71,9 @@ def _from_parts(
     donor = _load_captioner(decoder, accelerator) if decoder else None
     tokenizer = donor[1].tokenizer if donor else _tokenizer(config, captions, accelerator)
     fields = settings.model_dump(exclude={"gradient_checkpointing", "resize_mode", "crop_pct", "contrastive_size"})
+    language = {name: getattr(donor[0].config, name) for name in OF_THE_DECODER} if donor else {}
     try:
-        model = build_model(CaptionerConfig(**fields, **heads, vocab_size=len(tokenizer)))
+        model = build_model(CaptionerConfig(**{"vocab_size": len(tokenizer), **fields, **heads, **language}))
         if encoder and (names_timm_model(encoder) or encoder.endswith(".safetensors")):
             with accelerator.main_process_first():
                 left = load_trunk(model, encoder)

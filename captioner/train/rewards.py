@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from captioner.config import RewardConfig
 from captioner.data.dataset import Batch
 from captioner.metrics.cider import CiderDReward
 from captioner.metrics.ptb import tokenize
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
-from captioner.model.tokenization_captioner import CaptionerTokenizer
 
 END = "</s>"
 """The last word of every finished caption. Were it not rewarded, captions would learn to break off: n-grams such as
@@ -41,7 +41,11 @@ class SelfCritic:
     """Draws captions and rewards them: CIDEr-D against the images' captions, the end of sequence counted as a word."""
 
     def __init__(
-        self, captions: Mapping[str | int, Sequence[str]], tokenizer: CaptionerTokenizer, max_tokens: int, seed: int
+        self,
+        captions: Mapping[str | int, Sequence[str]],
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        seed: int,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens

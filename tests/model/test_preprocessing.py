@@ -31,10 +31,14 @@ def test_crop_keeps_the_centre(size: tuple[int, int], crop_pct: float, columns: 
     assert seen[:, 0, 1].tolist() == rows
 
 
-def test_squash_keeps_all_and_loses_the_proportions() -> None:
-    seen = np.asarray(Preprocessing(4, "squash", interpolation="nearest").resize(columns_and_rows(8, 4)))
-    assert seen[0, :, 0].tolist() == [1, 3, 5, 7]
-    assert seen[:, 0, 1].tolist() == [0, 1, 2, 3]
+@pytest.mark.parametrize(
+    ("size", "crop_pct", "columns", "rows"),
+    [((8, 4), 1.0, [1, 3, 5, 7], [0, 1, 2, 3]), ((16, 8), 0.5, [5, 7, 9, 11], [2, 3, 4, 5])],
+)
+def test_squash_loses_proportions(size: tuple[int, int], crop_pct: float, columns: list[int], rows: list[int]) -> None:
+    seen = np.asarray(Preprocessing(4, "squash", crop_pct, "nearest").resize(columns_and_rows(*size)))
+    assert seen[0, :, 0].tolist() == columns
+    assert seen[:, 0, 1].tolist() == rows
 
 
 @pytest.mark.parametrize("upright", [False, True])

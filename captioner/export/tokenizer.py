@@ -1,0 +1,74 @@
+"""The tokenizer of an exported model, by the one library that its file asks for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+
+class ExportedTokenizer(Protocol):
+    """Text <-> ids, without torch or transformers."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without start or end of sequence."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids, special tokens left out."""
+
+    def id_to_token(self, index: int) -> str:
+        """A token as the tokenizer spells it; empty for one that the decoder alone has, whose table may be larger."""
+
+
+def load_tokenizer(folder: Path) -> ExportedTokenizer:
+    """tokenizer.json, which converted models have, or tokenizer.model, a SentencePiece model as training makes it.
+
+    Raises:
+        OSError, ValueError: the folder has none that can be read, or its library is not installed.
+    """
+    fast = folder / "tokenizer.json"
+    try:
+        return FastTokenizer(fast) if fast.is_file() else SentencePieceTokenizer(folder / "tokenizer.model")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"its tokenizer needs {error.name}: pip install {error.name}") from error
+
+
+class SentencePieceTokenizer:
+    def __init__(self, path: Path) -> None:
+        import sentencepiece
+
+        self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+    def encode(self, text: str) -> list[int]:
+        return self.model.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.model.decode([index for index in ids if not self._is_silent(index)])
+
+    def _is_silent(self, index: int) -> bool:
+        return self.model.is_control(index) or self.model.is_unknown(index)
+
+    def id_to_token(self, index: int) -> str:
+        return self.model.id_to_piece(index)
+
+
+class FastTokenizer:
+    """A tokenizer of Hugging Face's tokenizers library."""
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        text = path.read_text(encoding="utf-8")
+        try:
+            self.model = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library's own, which has no other base
+            raise ValueError(f"{path.name}: {error}") from error
+        self.model.no_padding()
+        self.model.no_truncation()
+
+    def encode(self, text: str) -> list[int]:
+        return self.model.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.model.decode(list(ids), skip_special_tokens=True)
+
+    def id_to_token(self, index: int) -> str:
+        return self.model.id_to_token(index) or ""

@@ -1,0 +1,430 @@
+"""Checkpoints of transformers' VisionEncoderDecoderModel become captioners that compute the same, or nothing at all.
+
+Their weights are random and their sizes tiny; their kinds, names and files are those of the published ones.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    DeiTConfig,
+    DeiTImageProcessor,
+    GPT2Config,
+    PreTrainedTokenizerFast,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessor,
+)
+
+from captioner import cli, convert
+from captioner.config import RunConfig
+from captioner.convert import convert_model
+from captioner.errors import CaptionerError
+from captioner.hub import load_model
+from captioner.infer.captioner import Captioner
+from captioner.infer.generation import GenerationOptions, generate
+from captioner.train.trainer import Trainer, train
+
+END = "<|endoftext|>"
+TRUNK = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
+IMAGES = {"image_size": 32, "patch_size": 8, "initializer_range": 0.2}
+KINDS: dict[str, tuple[type, dict[str, Any]]] = {
+    "vit": (ViTConfig, {}),
+    "vit, projected": (ViTConfig, {"n_embd": 48, "n_inner": 80, "activation_function": "relu"}),
+    "deit": (DeiTConfig, {"tie_word_embeddings": False, "reorder_and_upcast_attn": True}),
+}
+
+
+def gpt2_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE as GPT-2's, whose last token starts, ends and pads."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    texts = ["a man rides a horse", "two dogs play in the snow", "a bus in the street"]
+    tokenizer.train_from_iterator(texts * 4, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    tokenizer.add_special_tokens([END])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END)
+
+
+def save_checkpoint(folder: Path, encoder: type, **decoder: Any) -> None:
+    tokenizer = gpt2_tokenizer()
+    end = tokenizer.eos_token_id
+    ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "decoder_start_token_id": end}
+    sizes = {"vocab_size": len(tokenizer), "n_positions": 24, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        encoder(**TRUNK, **IMAGES),
+        GPT2Config(**{**sizes, "bos_token_id": end, "eos_token_id": end, "initializer_range": 0.3, **decoder}),
+        **ids,
+    )
+    torch.manual_seed(0)
+    model = VisionEncoderDecoderModel(config)
+    with torch.no_grad():  # what starts as zeros or ones would hide a tensor gone astray
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 or "token" in name or "position" in name:
+                parameter += 0.2 * torch.randn_like(parameter)
+        model.decoder.lm_head.weight[end] *= 2  # captions of many lengths
+    model.generation_config.update(**ids, num_beams=4, max_length=12)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    if encoder is DeiTConfig:
+        DeiTImageProcessor(size={"height": 64, "width": 64}, crop_size=size).save_pretrained(folder)
+    else:
+        ViTImageProcessor(size=size).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By kind. Not to be written to."""
+    folders = {kind: tmp_path_factory.mktemp("checkpoint") for kind in KINDS}
+    for kind, (encoder, decoder) in KINDS.items():
+        save_checkpoint(folders[kind], encoder, **decoder)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def converted(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("converted")
+    for number, source in enumerate(checkpoints.values()):
+        assert convert_model(source, folder / str(number)) < 1e-9
+    return {kind: folder / str(number) for number, kind in enumerate(checkpoints)}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    paths = [folder / f"{number}.png" for number in range(8)]
+    for number, path in enumerate(paths):
+        pixels = generator.integers(0, 256, (5 + number, 9, 3), dtype=np.uint8)  # coarse: the pictures differ
+        Image.fromarray(pixels).resize((70, 50 + number), Image.Resampling.NEAREST).save(path)
+    return paths
+
+
+def original(folder: Path) -> VisionEncoderDecoderModel:
+    return VisionEncoderDecoderModel.from_pretrained(folder).eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_the_checkpoint(checkpoints, converted, kind):
+    model, _ = load_model(converted[kind], kind)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    captions = torch.randint(model.config.vocab_size, (4, 24), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = original(checkpoints[kind])(pixel_values=images, decoder_input_ids=captions).logits
+        logits = model.eval()(pixel_values=images, decoder_input_ids=captions).logits
+        of_others = model(pixel_values=images.flip(0), decoder_input_ids=captions).logits
+    assert expected.std() > 0.5 and (of_others - expected).abs().mean() > 0.01, "words and images must matter"
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_the_checkpoints_tested_have_the_names_of_the_published_ones(checkpoints):
+    names = load_file(checkpoints["vit, projected"] / "model.safetensors").keys()
+    assert {
+        "encoder.embeddings.cls_token",
+        "encoder.embeddings.patch_embeddings.projection.weight",
+        "encoder.encoder.layer.1.attention.attention.query.bias",
+        "encoder.encoder.layer.1.attention.output.dense.weight",
+        "encoder.encoder.layer.1.intermediate.dense.weight",
+        "encoder.pooler.dense.weight",
+        "enc_to_dec_proj.weight",
+        "decoder.transformer.h.1.crossattention.q_attn.weight",
+        "decoder.transformer.h.1.ln_cross_attn.weight",
+        "decoder.transformer.wte.weight",
+    } <= names
+    assert "encoder.embeddings.distillation_token" in load_file(checkpoints["deit"] / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_captions_are_those_of_generate(checkpoints, converted, photos, kind, num_beams):
+    model, processor = load_model(converted[kind], kind)
+    model.eval()
+    pixels = processor(images=[Image.open(photo) for photo in photos], return_tensors="pt")["pixel_values"]
+    source, end = original(checkpoints[kind]), model.config.eos_token_id
+    expected = source.generate(pixels, num_beams=num_beams, max_length=None, max_new_tokens=20)[:, 1:].tolist()
+    expected = [ids[: ids.index(end)] if end in ids else ids for ids in expected]
+    options = GenerationOptions(num_beams=num_beams, max_new_tokens=20)
+    found = [list(best.token_ids) for best, *_ in generate(model, {"pixel_values": pixels}, options)]
+    assert found == expected
+    assert len(set(map(len, expected))) > 1 and len(set(map(tuple, expected))) > 3
+    captions = Captioner.from_pretrained(converted[kind], device="cpu")(photos, num_beams=num_beams, max_new_tokens=20)
+    texts = AutoTokenizer.from_pretrained(checkpoints[kind]).batch_decode(expected, skip_special_tokens=True)
+    assert [caption.text for caption in captions] == [" ".join(text.split()) for text in texts]
+
+
+def test_transformers_reads_it_with_the_generation_settings_it_had(checkpoints, converted):
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    model = AutoModelForImageTextToText.from_pretrained(converted["vit"]).eval()
+    assert (model.generation_config.num_beams, model.generation_config.max_length) == (4, 12)
+    assert torch.equal(model.generate(pixel_values=images), original(checkpoints["vit"]).generate(images))
+
+
+@pytest.mark.parametrize("kind", ["vit", "deit"])
+def test_pixels_are_those_of_its_image_processor(checkpoints, converted, photos, kind):
+    images = [Image.open(photo) for photo in photos]
+    ours = AutoProcessor.from_pretrained(converted[kind])(images=images, return_tensors="pt")["pixel_values"]
+    for backend, levels in (("pil", 0), ("torchvision", 1.01)):
+        theirs = AutoImageProcessor.from_pretrained(checkpoints[kind], backend=backend)
+        expected = theirs(images, return_tensors="pt")["pixel_values"]
+        assert (ours - expected).abs().max() <= levels / 255 / 0.5 + 1e-6
+
+
+def test_its_tokenizer_ends_captions_to_learn_from(checkpoints, converted):
+    theirs, ours = (AutoTokenizer.from_pretrained(folders["vit"]) for folders in (checkpoints, converted))
+    text = "Two dogs, in the \N{SNOWFLAKE}"
+    assert ours(text).input_ids == [*theirs(text).input_ids, theirs.eos_token_id]
+    assert ours.decode(ours(text).input_ids, skip_special_tokens=True) == text
+
+
+@pytest.fixture
+def recipe(photos: list[Path], tmp_path: Path) -> dict[str, Any]:
+    lines = [{"image": str(photo), "caption": "a bus in the street"} for photo in photos]
+    data = tmp_path / "captions.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return {
+        "output_dir": str(tmp_path / "run"),
+        "data": {"train": {"path": str(data)}, "validation": {"path": str(data)}, "max_caption_tokens": 24},
+        "optimization": {"batch_size": 8},
+        "phases": [
+            {"name": "cached", "steps": 40, "learning_rates": {"decoder": 0.01}},
+            {"name": "joint", "steps": 2, "learning_rates": {"trunk": 1e-5, "bridge": 1e-4, "decoder": 1e-4}},
+        ],
+    }
+
+
+def test_another_encoder_learns_with_its_decoder(converted, recipe):
+    trunk = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 24}
+    recipe["model"] = {"encoder_name": "vit_tiny_patch16_224", "encoder_kwargs": trunk, "image_size": 32, **sizes}
+    recipe["pretrained"] = {"decoder": str(converted["vit"])}
+    model = Trainer(RunConfig.model_validate(recipe), resume=False).model
+    donor, _ = load_model(converted["vit"], "vit")
+    torch.testing.assert_close(model.decoder.state_dict(), donor.decoder.state_dict())
+    for field in ("decoder_start_token_id", "eos_token_id", "hidden_act"):
+        assert getattr(model.config, field) == getattr(donor.config, field)
+
+
+def test_it_learns_on(converted, photos, recipe, tmp_path):
+    recipe["pretrained"] = {"captioner": str(converted["vit"])}
+    train(RunConfig.model_validate(recipe))
+    assert Captioner.from_pretrained(tmp_path / "run", device="cpu")(photos[0]).text == "a bus in the street"
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules.update(dict.fromkeys(["torch", "torchvision", "transformers", "timm", "sentencepiece"]))
+from captioner.export.runtime import ExportedCaptioner
+
+print(ExportedCaptioner(sys.argv[1])(sys.argv[2], num_beams=3).text)
+"""
+
+
+def test_it_is_exported_and_captions_without_torch(converted, photos, tmp_path):
+    for library in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(library, reason=f"an export is made for this test: {library}, of 'captioner[export]'")
+    from captioner.export.onnx import export_model
+
+    export_model(converted["deit"], tmp_path / "exported")
+    expected = Captioner.from_pretrained(converted["deit"], device="cpu")(photos)
+    found = Captioner.from_pretrained(tmp_path / "exported")(photos)
+    assert [caption.text for caption in found] == [caption.text for caption in expected]
+    assert [token.text for token in found[0].tokens] == [token.text for token in expected[0].tokens]
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "exported"), str(photos[0])]
+    finished = subprocess.run(command, check=False, capture_output=True, text=True, encoding="utf-8")
+    assert finished.stdout == expected[0].text + "\n", finished.stderr
+
+
+def test_timm_names_are_used_where_they_fit(monkeypatch):
+    def trunk(encoder: type, **sizes: int) -> tuple[str, dict[str, Any]]:
+        return convert._trunk(encoder(**sizes))
+
+    assert trunk(ViTConfig) == ("vit_base_patch16_224", {})
+    assert trunk(ViTConfig, image_size=384, patch_size=32) == ("vit_base_patch32_224", {})
+    small = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
+    assert trunk(DeiTConfig, **small) == ("deit_small_distilled_patch16_224", {})
+    shape = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0}
+    assert trunk(ViTConfig, **{**small, "num_attention_heads": 12}) == ("vit_base_patch16_224", shape)
+
+
+@pytest.fixture
+def checkpoint(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
+    """One to be damaged."""
+    return shutil.copytree(checkpoints["vit"], tmp_path / "checkpoint")
+
+
+def change(file: Path, *path: str, value: Any) -> None:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_files_as_old_releases_wrote_them_are_read(checkpoints, checkpoint, tmp_path):
+    """Shards, causal masks among the weights, vocab.json with merges.txt, a feature extractor, one name for the tie."""
+
+    def age(weights: dict[str, torch.Tensor]) -> None:
+        weights["decoder.transformer.h.0.attn.bias"] = torch.ones(1, 1, 24, 24).tril()
+        weights["decoder.transformer.h.0.crossattention.masked_bias"] = torch.tensor(-1e4)
+        weights["decoder.lm_head.weight"] = weights.pop("decoder.transformer.wte.weight")
+
+    change_weights(checkpoint, age)
+    weights = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    shards = {f"model-0000{number}-of-00002.safetensors": sorted(weights)[number - 1 :: 2] for number in (1, 2)}
+    for file, names in shards.items():
+        save_file({name: weights[name] for name in names}, checkpoint / file, {"format": "pt"})
+    places = {name: file for file, names in shards.items() for name in names}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    (checkpoint / "tokenizer.json").unlink()
+    tokenizer.model.save(str(checkpoint))
+    words = {"tokenizer_class": "GPT2Tokenizer", "bos_token": END, "eos_token": END, "unk_token": END}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(words))
+    (checkpoint / "vocab.json").write_text(json.dumps(tokenizer.get_vocab()))
+    picture = {"feature_extractor_type": "ViTFeatureExtractor", "do_resize": True, "size": 32, "resample": 2}
+    colours = {"do_normalize": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps(picture | colours))
+
+    convert_model(checkpoint, tmp_path / "old")
+    convert_model(checkpoints["vit"], tmp_path / "new")
+    old, new = (load_model(tmp_path / name, name) for name in ("old", "new"))
+    torch.testing.assert_close(old[0].state_dict(), new[0].state_dict())
+    assert old[1].image_processor.preprocessing == new[1].image_processor.preprocessing
+    assert old[1].tokenizer("a man").input_ids == new[1].tokenizer("a man").input_ids
+
+
+def spoil(folder: Path, what: str) -> None:
+    config = folder / "config.json"
+    match what:
+        case "another model":
+            change(config, "model_type", value="blip")
+        case "another encoder":
+            change(config, "encoder", value={"model_type": "swin"})
+        case "another decoder":
+            change(config, "decoder", value={"model_type": "bert", "is_decoder": True, "add_cross_attention": True})
+        case "scaled layers":
+            change(config, "decoder", "scale_attn_by_inverse_layer_idx", value=True)
+        case "unscaled attention":
+            change(config, "decoder", "scale_attn_weights", value=False)
+        case "an activation":
+            change(config, "decoder", "activation_function", value="magic")
+        case "the encoder's activation":
+            change(config, "encoder", "hidden_act", value="relu")
+        case "a word for a number":
+            change(config, "decoder", "n_layer", value="two")
+        case "oblong images":
+            change(config, "encoder", "image_size", value=[32, 64])
+        case "no end":
+            change(folder / "generation_config.json", "eos_token_id", value=50256)
+        case "missing weights":
+            change_weights(folder, lambda weights: weights.pop("decoder.transformer.h.1.ln_2.bias"))
+        case "unknown weights":
+            change_weights(folder, lambda weights: weights.update({"decoder.adapter.weight": torch.ones(2)}))
+        case "cut weights":
+            path = folder / "model.safetensors"
+            path.write_bytes(path.read_bytes()[:-8])
+        case "a pickle":
+            (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+        case "no preprocessing":
+            (folder / "preprocessor_config.json").unlink()
+        case "other preprocessing":
+            change(folder / "preprocessor_config.json", "size", value={"height": 48, "width": 48})
+        case "another filter":
+            change(folder / "preprocessor_config.json", "resample", value=4)
+        case "no rescaling":
+            change(folder / "preprocessor_config.json", "do_rescale", value=False)
+        case "no tokenizer":
+            (folder / "tokenizer.json").unlink()
+        case "nothing":
+            shutil.rmtree(folder)
+            folder.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("another model", "a 'blip' model; converted are vision-encoder-decoder"),
+        ("another encoder", "its encoder is 'swin'; converted are vit and deit"),
+        ("another decoder", "its decoder is 'bert'; converted are gpt2"),
+        ("scaled layers", "its decoder has scale_attn_by_inverse_layer_idx True; ours has False alone"),
+        ("unscaled attention", "its decoder has scale_attn_weights False; ours has True alone"),
+        ("an activation", "its decoder's activation_function 'magic' is unknown"),
+        ("the encoder's activation", "its encoder has hidden_act 'relu'; ours has 'gelu' alone"),
+        ("a word for a number", "n_layer"),
+        ("oblong images", "its images or patches are not square"),
+        ("no end", "its eos_token_id is 50256, not one of its decoder's 2"),
+        ("missing weights", "weights missing: decoder.transformer.h.1.ln_2.bias"),
+        ("unknown weights", "weights unknown: decoder.adapter.weight"),
+        ("cut weights", "cannot be converted"),
+        ("a pickle", "there is pytorch_model.bin, but no model.safetensors; a pickle can run code"),
+        ("no preprocessing", "there is no preprocessor_config.json or"),
+        ("other preprocessing", "its image processor makes {'height': 48, 'width': 48} of"),
+        ("no rescaling", "its image processor does not resize, rescale by 1/255 and normalize"),
+        ("another filter", "cannot be converted"),
+        ("no tokenizer", "there is no tokenizer.json or vocab.json"),
+        ("nothing", "there is no config.json"),
+    ],
+)
+def test_what_cannot_be_converted_costs_one_line_and_leaves_nothing(
+    checkpoint, tmp_path, monkeypatch, capsys, what, message
+):
+    spoil(checkpoint, what)
+    monkeypatch.setattr(sys, "argv", ["captioner", "convert", str(checkpoint), str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    err = capsys.readouterr().err
+    assert end.value.code == 2
+    assert err.startswith(f"error: {checkpoint}: ") and message in err and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_model_that_would_disagree_is_not_written(checkpoint, tmp_path, monkeypatch):
+    swapped = {**convert.DECODER_LAYER, "self_attn_norm": "ln_2", "mlp_norm": "ln_1"}
+    monkeypatch.setattr(convert, "DECODER_LAYER", swapped)
+    with pytest.raises(CaptionerError, match="not converted, since its logits and ours would differ by"):
+        convert_model(checkpoint, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_what_exists_is_not_overwritten(checkpoint, tmp_path):
+    with pytest.raises(CaptionerError, match="exists already"):
+        convert_model(checkpoint, tmp_path)
+    with pytest.raises(CaptionerError, match="no folder"):
+        convert_model(checkpoint, tmp_path / "no" / "where")
+
+
+def test_the_command_line_converts_and_captions(checkpoint, photos, tmp_path, monkeypatch, capsys):
+    for arguments in (["convert", checkpoint, tmp_path / "out"], ["annotate", photos[0], "--model", tmp_path / "out"]):
+        monkeypatch.setattr(sys, "argv", ["captioner", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code
+    said, captioned = capsys.readouterr().out.splitlines()
+    assert said.startswith(f"{tmp_path / 'out'}: logits within ") and said.endswith(f"of those of {checkpoint}")
+    assert captioned.startswith(f"{photos[0]}\t")
