@@ -1,5 +1,6 @@
 """The `captioner` command: one sub-command per job. Each imports what it needs when it runs, so `--help` is quick."""
 
+import gc
 import os
 import sys
 import warnings
@@ -12,6 +13,7 @@ import typer
 from captioner.errors import CaptionerError
 
 if TYPE_CHECKING:
+    from captioner.infer.captioner import Captioner
     from captioner.train.dry_run import Estimate
 
 # Options that `annotate` and `evaluate` share. Their defaults stand in `GenerationOptions` and `Captioner` alone.
@@ -48,6 +50,10 @@ app = typer.Typer(
 @app.callback()
 def _commands() -> None:
     """Learn to describe images, then annotate images."""
+    # Leave stderr to us: the advice of these libraries, which read this when they are imported, is for programmers.
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 @app.command()
@@ -104,7 +110,6 @@ def train(
     from captioner.train.dry_run import dry_run
     from captioner.train.trainer import train as run
 
-    _quiet_libraries()
     _refuse_a_lonely_process()
     recipe = load_config(config, overrides)
     is_main = os.environ.get("RANK", "0") == "0"
@@ -171,10 +176,8 @@ def annotate(
     """
     from captioner.annotate.folder import OutputFile, Table, annotate, choose_format
     from captioner.annotate.paths import find_images
-    from captioner.infer.captioner import Captioner
-    from captioner.infer.generation import GenerationOptions
+    from captioner.infer.options import GenerationOptions
 
-    _quiet_libraries()
     options = GenerationOptions(
         do_sample=do_sample,
         **_given(
@@ -196,7 +199,7 @@ def annotate(
     total = sum(1 for _ in find_images(paths))
     if total == 0:
         raise CaptionerError(f"no images in {', '.join(paths)}")
-    captioner = Captioner.from_pretrained(model, device, precision)
+    captioner = _load_captioner(model, device, precision)
     sink = OutputFile(output, chosen_format, captioner.name, options) if output else Table()
     try:
         summary = annotate(
@@ -245,12 +248,10 @@ def evaluate(
     from captioner.annotate.evaluate import caption_samples
     from captioner.config import SourceConfig, validated
     from captioner.data.sources import load_samples
-    from captioner.infer.captioner import Captioner
-    from captioner.infer.generation import GenerationOptions
+    from captioner.infer.options import GenerationOptions
     from captioner.metrics.report import as_json, print_scores
     from captioner.metrics.score import score_captions
 
-    _quiet_libraries()
     options = GenerationOptions(
         **_given(
             num_beams=num_beams,
@@ -264,7 +265,7 @@ def evaluate(
     probe = "a metric that cannot be had is refused now, not after hours of captioning"
     score_captions({0: probe}, {0: [probe]}, metrics=wanted, tokenization=tokenization)
     samples, _ = load_samples(validated(SourceConfig, {"path": data, "images": images, "split": split}, "data"))
-    captioner = Captioner.from_pretrained(model, device, precision)
+    captioner = _load_captioner(model, device, precision)
     captions = caption_samples(
         captioner, samples, options, batch_size=batch_size, num_workers=num_workers or _default_workers()
     )
@@ -289,7 +290,6 @@ def export(
     """
     from captioner.export.onnx import export_model
 
-    _quiet_libraries()
     agreement = export_model(None if model == "default" else model, output, precision)
     print(f"{output}: {agreement.equal_tokens:.1%} of greedy tokens equal, logits within {agreement.difference:.1e}")
 
@@ -305,7 +305,6 @@ def convert(
     """
     from captioner.convert import convert_model
 
-    _quiet_libraries()
     print(f"{output}: logits within {convert_model(source, output):.1e} of those of {source}")
 
 
@@ -361,13 +360,19 @@ def _default_workers() -> int:
     return min(8, os.cpu_count() or 1)
 
 
-def _quiet_libraries() -> None:
-    """Leave stderr to us: these libraries' advice is for programmers."""
-    import transformers
+def _load_captioner(model: str | None, device: str, precision: str) -> "Captioner":
+    from captioner.infer.captioner import Captioner
 
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    # OpenMP reads this when torch is imported. By default its threads spin while they wait for each other, and beside
+    # other work on the machine captioning then takes several times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    gc.disable()  # what libraries and models make stays, and to look through it again and again takes a second
+    try:
+        return Captioner.from_pretrained(model, device, precision)
+    finally:
+        gc.freeze()
+        gc.unfreeze()  # the two together make all of it old
+        gc.enable()
 
 
 def main() -> None:
@@ -377,3 +382,16 @@ def main() -> None:
     except CaptionerError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def main_and_leave() -> None:
+    """`main`, for a process that captions and does no more: it leaves at once, with nothing to lose.
+
+    An orderly end takes all imported modules apart, which costs a process with torch in it more than a second.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))

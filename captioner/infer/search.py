@@ -19,7 +19,7 @@ from transformers.generation import (
 )
 
 if TYPE_CHECKING:
-    from captioner.infer.generation import GenerationOptions
+    from captioner.infer.options import GenerationOptions
 
 NOT_YET = -1e9
 """Score of a beam that is not there: below that of any caption."""

@@ -38,6 +38,20 @@ def test_captions_come_where_torch_and_transformers_are_absent(exported, photos)
     assert finished.stdout == ExportedCaptioner(exported)([photos[0]], num_beams=3)[0].text + "\n"
 
 
+INFER = Path(__file__).parents[2] / "infer.py"
+
+
+@pytest.mark.skipif(not INFER.is_file(), reason="installed without the repository")
+def test_infer_py_captions_with_an_export_and_does_not_load_torch_where_it_is_installed(exported, photos):
+    command = [sys.executable, "-X", "importtime", str(INFER), str(photos[0]), "--model", str(exported)]
+    finished = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == f"{photos[0]}\t{ExportedCaptioner(exported)([photos[0]], num_beams=3)[0].text}\n"
+    imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
+    assert "onnxruntime" in imported
+    assert not {"torch", "torchvision", "transformers", "timm"} & imported
+
+
 def damage(folder: Path, what: str) -> None:
     config = json.loads((folder / "config.json").read_text())
     if what == "no config":

@@ -7,7 +7,8 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from captioner.errors import CaptionerError
-from captioner.infer.generation import GenerationOptions, Hypothesis, generate
+from captioner.infer.generation import Hypothesis, generate
+from captioner.infer.options import GenerationOptions
 from captioner.infer.search import StepDecoder
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
