@@ -2,8 +2,8 @@
 
 import sys
 
-from captioner.cli import main
+from captioner.cli import main_and_leave
 
 if __name__ == "__main__":
     sys.argv.insert(1, "annotate")
-    main()
+    main_and_leave()

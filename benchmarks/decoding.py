@@ -26,7 +26,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
-from captioner.infer.generation import GenerationOptions, generate
+from captioner.infer.generation import generate
+from captioner.infer.options import GenerationOptions
 
 MODES = {"greedy": GenerationOptions(num_beams=1), "beams_4": GenerationOptions(num_beams=4)}
 BATCH_SIZES = (8, 1)
@@ -35,7 +36,9 @@ BATCH_SIZES = (8, 1)
 def encode(captioner: Captioner, photos: list[Path]) -> Tensor:
     """Encoder outputs [B, P, D]."""
     with torch.inference_mode():
-        pixel_values = (captioner.preprocess(load_image(photo))[None].to(captioner.device) for photo in photos)
+        pixel_values = (
+            torch.from_numpy(captioner.preprocess(load_image(photo)))[None].to(captioner.device) for photo in photos
+        )
         return torch.cat([captioner.model.encoder(pixel_values=pixels).last_hidden_state for pixels in pixel_values])
 
 

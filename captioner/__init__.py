@@ -1,12 +1,20 @@
 """captioner: learns to describe images, then annotates them.
 
-Importing this package makes its checkpoints known to transformers' Auto classes.
+Importing this package makes its checkpoints known to transformers' Auto classes. It loads neither these nor torch
+until they are needed.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from captioner.auto import register_auto_classes
 
 if TYPE_CHECKING:
     from captioner.infer.captioner import Captioner
+    from captioner.model.configuration_captioner import CaptionerConfig
+    from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+    from captioner.model.processing_captioner import CaptionerImageProcessor, CaptionerProcessor
+    from captioner.model.tokenization_captioner import CaptionerTokenizer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,31 +26,20 @@ __all__ = [
     "CaptionerTokenizer",
 ]
 
-try:
-    import timm  # noqa: F401 - asked first: of an absent torch, transformers' own error does not tell the name
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+_HOMES = {
+    "Captioner": "captioner.infer.captioner",
+    "CaptionerConfig": "captioner.model.configuration_captioner",
+    "CaptionerForConditionalGeneration": "captioner.model.modeling_captioner",
+    "CaptionerImageProcessor": "captioner.model.processing_captioner",
+    "CaptionerProcessor": "captioner.model.processing_captioner",
+    "CaptionerTokenizer": "captioner.model.tokenization_captioner",
+}
 
-    from captioner.model.configuration_captioner import CaptionerConfig
-    from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-    from captioner.model.processing_captioner import CaptionerImageProcessor, CaptionerProcessor
-    from captioner.model.tokenization_captioner import CaptionerTokenizer
-except ModuleNotFoundError as error:  # an exported model's runtime goes without these
-    if error.name not in ("torch", "transformers", "timm"):
-        raise
-else:
-    AutoConfig.register(CaptionerConfig.model_type, CaptionerConfig)
-    AutoModelForImageTextToText.register(CaptionerConfig, CaptionerForConditionalGeneration)
-    AutoTokenizer.register(CaptionerConfig, CaptionerTokenizer)
-    AutoImageProcessor.register(
-        CaptionerConfig,
-        image_processor_classes={"torchvision": CaptionerImageProcessor, "pil": CaptionerImageProcessor},
-    )
-    AutoProcessor.register(CaptionerConfig, CaptionerProcessor)
+register_auto_classes()
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Captioner":
-        from captioner.infer.captioner import Captioner
-
-        return Captioner
-    raise AttributeError(f"module 'captioner' has no attribute {name!r}")
+    """Load a public name from its home (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'captioner' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,9 +1,11 @@
 """The `captioner` command: one sub-command per job. Each imports what it needs when it runs, so `--help` is quick."""
 
+import gc
 import os
 import sys
 import warnings
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +50,10 @@ app = typer.Typer(
 @app.callback()
 def _commands() -> None:
     """Learn to describe images, then annotate images."""
+    # Leave stderr to us: the advice of these libraries, which read this when they are imported, is for programmers.
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 @app.command()
@@ -104,7 +110,6 @@ def train(
     from captioner.train.dry_run import dry_run
     from captioner.train.trainer import train as run
 
-    _quiet_libraries()
     _refuse_a_lonely_process()
     recipe = load_config(config, overrides)
     is_main = os.environ.get("RANK", "0") == "0"
@@ -172,9 +177,8 @@ def annotate(
     from captioner.annotate.folder import OutputFile, Table, annotate, choose_format
     from captioner.annotate.paths import find_images
     from captioner.infer.captioner import Captioner
-    from captioner.infer.generation import GenerationOptions
+    from captioner.infer.options import GenerationOptions
 
-    _quiet_libraries()
     options = GenerationOptions(
         do_sample=do_sample,
         **_given(
@@ -196,7 +200,8 @@ def annotate(
     total = sum(1 for _ in find_images(paths))
     if total == 0:
         raise CaptionerError(f"no images in {', '.join(paths)}")
-    captioner = Captioner.from_pretrained(model, device, precision)
+    with _garbage_collection_off():
+        captioner = Captioner.from_pretrained(model, device, precision)
     sink = OutputFile(output, chosen_format, captioner.name, options) if output else Table()
     try:
         summary = annotate(
@@ -246,11 +251,10 @@ def evaluate(
     from captioner.config import SourceConfig, validated
     from captioner.data.sources import load_samples
     from captioner.infer.captioner import Captioner
-    from captioner.infer.generation import GenerationOptions
+    from captioner.infer.options import GenerationOptions
     from captioner.metrics.report import as_json, print_scores
     from captioner.metrics.score import score_captions
 
-    _quiet_libraries()
     options = GenerationOptions(
         **_given(
             num_beams=num_beams,
@@ -264,7 +268,8 @@ def evaluate(
     probe = "a metric that cannot be had is refused now, not after hours of captioning"
     score_captions({0: probe}, {0: [probe]}, metrics=wanted, tokenization=tokenization)
     samples, _ = load_samples(validated(SourceConfig, {"path": data, "images": images, "split": split}, "data"))
-    captioner = Captioner.from_pretrained(model, device, precision)
+    with _garbage_collection_off():
+        captioner = Captioner.from_pretrained(model, device, precision)
     captions = caption_samples(
         captioner, samples, options, batch_size=batch_size, num_workers=num_workers or _default_workers()
     )
@@ -289,7 +294,6 @@ def export(
     """
     from captioner.export.onnx import export_model
 
-    _quiet_libraries()
     agreement = export_model(None if model == "default" else model, output, precision)
     print(f"{output}: {agreement.equal_tokens:.1%} of greedy tokens equal, logits within {agreement.difference:.1e}")
 
@@ -346,13 +350,16 @@ def _default_workers() -> int:
     return min(8, os.cpu_count() or 1)
 
 
-def _quiet_libraries() -> None:
-    """Leave stderr to us: these libraries' advice is for programmers."""
-    import transformers
-
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+@contextmanager
+def _garbage_collection_off() -> Iterator[None]:
+    """For loading libraries and models: what they make stays, and to look through it again and again takes long."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.unfreeze()  # the two together make all of it old
+        gc.enable()
 
 
 def main() -> None:
@@ -362,3 +369,16 @@ def main() -> None:
     except CaptionerError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def main_and_leave() -> None:
+    """`main`, for a process that captions and does no more: it leaves at once, with nothing to lose.
+
+    An orderly end takes all imported modules apart, which costs a process with torch in it more than a second.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))

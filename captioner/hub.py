@@ -1,17 +1,16 @@
-"""Finds a captioner and reads it: the bundled one, a folder, a training's folder, or one of the Hugging Face Hub."""
+"""Finds a captioner and reads it: the bundled one, a folder, a training's folder, or one of the Hugging Face Hub.
+
+What only a download or a model in torch needs is imported there: an exported model is found without.
+"""
 
 from pathlib import Path
-from typing import Any
-
-import huggingface_hub
-import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors import SafetensorError
+from typing import TYPE_CHECKING, Any
 
 from captioner.errors import CaptionerError
-from captioner.model.configuration_captioner import CaptionerConfig
-from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-from captioner.model.processing_captioner import CaptionerProcessor
+
+if TYPE_CHECKING:
+    from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+    from captioner.model.processing_captioner import CaptionerProcessor
 
 HEADS = {"tags", "teacher_classes", "contrastive_size"}  # fields of the configuration that ask for one
 BUNDLED = Path(__file__).parent / "assets" / "default"
@@ -45,6 +44,18 @@ def _find(model: str | Path) -> Path:
     missing = f"{model}: no such folder"
     if isinstance(model, Path) or repository.count("/") != 1:
         raise CaptionerError(missing)
+    return _download(repository, missing)
+
+
+def _download(repository: str, missing: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
     try:
         # json, safetensors, ONNX and the SentencePiece model: nothing that would have to be unpickled or executed
         wanted = ["*.json", "*.safetensors", "*.onnx", "*.model"]
@@ -61,13 +72,20 @@ def _find(model: str | Path) -> Path:
 
 def load_model(
     folder: Path, name: str, **config_changes: Any
-) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
+) -> "tuple[CaptionerForConditionalGeneration, CaptionerProcessor]":
     """Read a model's folder, in float32, with these fields of its configuration (`dropout`, say) changed. Heads that
     these ask for and the folder has not are random.
 
     Raises:
         CaptionerError: no captioner, files that cannot be read, or weights that are missing or of another shape.
     """
+    import torch
+    from safetensors import SafetensorError
+
+    from captioner.model.configuration_captioner import CaptionerConfig
+    from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+    from captioner.model.processing_captioner import CaptionerProcessor
+
     if not (folder / "config.json").is_file():
         raise CaptionerError(f"{name}: no config.json in this folder, so it is no model")
     try:

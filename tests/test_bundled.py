@@ -12,7 +12,7 @@ from captioner.config import SourceConfig
 from captioner.data.sources import load_samples
 from captioner.hub import BUNDLED
 from captioner.infer.captioner import Captioner
-from captioner.infer.generation import GenerationOptions
+from captioner.infer.options import GenerationOptions
 from captioner.metrics.score import score_captions
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "photos"

@@ -16,13 +16,14 @@ ROOT = Path(__file__).parents[1]
 INFER_AND_BELOW = {"infer", "hub", "data", "model", "metrics", "config", "errors"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "auto": {"model"},
     "config": {"errors"},
     "model": set(),  # save_pretrained copies these files beside a checkpoint: they stand alone
     "metrics": {"errors"},
     "data": {"config", "errors"},
     "hub": {"model", "errors"},
     "infer": {"hub", "data", "model", "errors", "export.runtime", "export.search", "export.format"},
-    "train": {"hub", "data", "model", "metrics", "infer.generation", "config", "errors"},
+    "train": {"hub", "data", "model", "metrics", "infer.generation", "infer.options", "config", "errors"},
     "annotate": INFER_AND_BELOW,
     "export": INFER_AND_BELOW,
     "serve": INFER_AND_BELOW,
@@ -38,7 +39,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 }
 
 # Modules that run where torch is not installed, and what neither they nor anything of ours they import may import.
-WITHOUT_TORCH = ("metrics", "export.runtime")
+WITHOUT_TORCH = ("metrics", "infer.options", "export.runtime")
 TORCH = {"torch", "torchvision", "transformers", "timm"}
 
 

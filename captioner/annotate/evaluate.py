@@ -6,7 +6,7 @@ from captioner.annotate.pipeline import Failure, caption_images, progress_bar
 from captioner.data.sources import Sample
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
-from captioner.infer.generation import GenerationOptions
+from captioner.infer.options import GenerationOptions
 
 
 def caption_samples(

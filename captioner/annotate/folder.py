@@ -16,7 +16,7 @@ from captioner.annotate.formats import FORMATS, json_line, open_text
 from captioner.annotate.pipeline import Captioned, Failure, caption_images, progress_bar
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
-from captioner.infer.generation import GenerationOptions
+from captioner.infer.options import GenerationOptions
 
 Record = dict[str, Any]
 

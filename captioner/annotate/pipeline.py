@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
 
-import torch
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
 
 from captioner.data.images import ImageError, ReadableImage, load_image
-from captioner.infer.captioner import Caption, Captioner, ImageInput
-from captioner.infer.generation import GenerationOptions
+from captioner.infer.caption import Caption, ImageInput
+from captioner.infer.captioner import Captioner
+from captioner.infer.options import GenerationOptions
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -44,7 +44,7 @@ class Failure:
 @dataclass(frozen=True)
 class _Prepared(Generic[Key]):
     key: Key
-    pixel_values: Tensor
+    pixel_values: np.ndarray
     width: int
     height: int
 
@@ -102,7 +102,7 @@ def map_ahead(
 def _caption_batch(
     captioner: Captioner, batch: list[_Prepared[Key]], options: GenerationOptions
 ) -> Iterator[Captioned[Key]]:
-    captions = captioner.caption(torch.stack([prepared.pixel_values for prepared in batch]), options)
+    captions = captioner.caption(np.stack([prepared.pixel_values for prepared in batch]), options)
     for prepared, caption in zip(batch, captions, strict=True):
         yield Captioned(prepared.key, caption, prepared.width, prepared.height)
 

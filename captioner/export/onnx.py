@@ -21,7 +21,7 @@ from captioner.export.format import FORMAT_VERSION, MODEL_TYPE, is_export
 from captioner.export.graphs import DecoderGraph, EncoderGraph
 from captioner.export.search import SearchOptions
 from captioner.hub import find_model, load_model
-from captioner.infer.generation import GenerationOptions
+from captioner.infer.options import GenerationOptions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 

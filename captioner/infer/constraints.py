@@ -3,17 +3,14 @@
 Shapes: B images, K captions an image, M places for the tokens of a caption, V vocabulary.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from captioner.infer.generation import GenerationOptions
+from captioner.infer.options import GenerationOptions
 
 
 class Constraints:
-    def __init__(self, options: "GenerationOptions", prompt: Tensor, end: int) -> None:
+    def __init__(self, options: GenerationOptions, prompt: Tensor, end: int) -> None:
         self.least = len(prompt) + options.min_new_tokens
         self.ngram = options.no_repeat_ngram_size
         self.banned = [(prompt.new_tensor(ids[:-1]), ids[-1]) for ids in options.banned_ids]

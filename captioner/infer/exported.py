@@ -2,15 +2,15 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from captioner.errors import CaptionerError
 from captioner.infer.caption import Caption
 from captioner.infer.captioner import Captioner
-from captioner.infer.generation import GenerationOptions
+from captioner.infer.options import GenerationOptions
 
 try:
     from captioner.export.runtime import ExportedCaptioner
@@ -21,11 +21,14 @@ except ModuleNotFoundError as error:
 
 from captioner.export.search import SearchOptions
 
+if TYPE_CHECKING:
+    import torch
+
 
 class OnnxCaptioner(Captioner):
     """A `Captioner` whose model is an exported folder; `device` and `precision` were chosen when it was exported."""
 
-    def __init__(self, folder: Path, name: str, device: str | torch.device = "auto", precision: str = "auto") -> None:
+    def __init__(self, folder: Path, name: str, device: "str | torch.device" = "auto", precision: str = "auto") -> None:
         if str(device) not in ("auto", "cpu") or precision != "auto":
             raise CaptionerError(f"{name}: an exported model runs on the CPU, in the precision it was exported in")
         self.exported = ExportedCaptioner(folder)
@@ -34,11 +37,11 @@ class OnnxCaptioner(Captioner):
     def _token_ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.exported.tokenizer.encode(text))
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        return torch.from_numpy(self.exported.preprocess(image))
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        return self.exported.preprocess(image)
 
-    def caption(self, pixel_values: Tensor, options: GenerationOptions) -> list[Caption]:
-        return self.exported.caption(pixel_values.numpy(), search_options(options))
+    def caption(self, pixel_values: np.ndarray, options: GenerationOptions) -> list[Caption]:
+        return self.exported.caption(pixel_values, search_options(options))
 
 
 def search_options(options: GenerationOptions) -> SearchOptions:

@@ -1,6 +1,5 @@
 """Decoding, apart from the model: frozen options in, hypotheses with their log-probabilities out."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,85 +9,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from captioner.errors import CaptionerError
+from captioner.infer.options import GenerationOptions
 from captioner.infer.search import Beams, Captions
 from captioner.infer.step_decoder import StepDecoder
 
-DEFAULT_NUM_BEAMS = 3
 CHECK_EVERY = 4
 """Steps between two looks at which images are done. An accelerator has to be waited for at each; a CPU looks always."""
-
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """How captions are searched for or drawn.
-
-    Attributes:
-        num_beams: beam width, 1 is greedy; default 3 (at least `num_return_sequences`). Sampling goes without beams.
-        max_new_tokens: tokens of the longest caption, end of sequence included; never above what the model can hold.
-        min_new_tokens: the end of sequence is not chosen before this many tokens.
-        no_repeat_ngram_size: no n-gram of this many tokens occurs twice; 0 switches it off.
-        prefix_ids: tokens that every caption starts with; they do not count as new.
-        banned_ids: sequences of tokens that no caption goes on with, one token of which may be all.
-        length_penalty: beams are ranked by sum(log p) / length ** length_penalty; above 0 favours longer captions.
-        do_sample: draw tokens instead of searching for the most probable ones.
-        temperature: logits are divided by it before drawing.
-        top_k: draw from the k most probable tokens; 0 switches it off (Fan et al. 2018, arXiv:1805.04833).
-        top_p: draw from the smallest set that holds this much probability (Holtzman et al. 2020, arXiv:1904.09751).
-        seed: makes sampling repeatable: the same image, options and seed give the same caption whatever else is in
-            the batch. None draws from torch's global generator.
-        num_return_sequences: captions an image.
-
-    Raises:
-        CaptionerError: a value out of range, or one that would have no effect.
-    """
-
-    num_beams: int | None = None
-    max_new_tokens: int = 40
-    min_new_tokens: int = 0
-    no_repeat_ngram_size: int = 0
-    prefix_ids: tuple[int, ...] = ()
-    banned_ids: tuple[tuple[int, ...], ...] = ()
-    length_penalty: float = 1.0
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int | None = None
-    num_return_sequences: int = 1
-
-    def __post_init__(self) -> None:
-        for name, low in (("max_new_tokens", 1), ("min_new_tokens", 0), ("no_repeat_ngram_size", 0), ("top_k", 0)):
-            self._require(getattr(self, name) >= low, name, f"at least {low}")
-        self._require(self.num_return_sequences >= 1, "num_return_sequences", "at least 1")
-        self._require(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", "at most max_new_tokens")
-        self._require(math.isfinite(self.length_penalty), "length_penalty", "a finite number")
-        self._require(all(self.banned_ids), "banned_ids", "sequences of at least 1 token")
-        self._require(0 < self.temperature < math.inf, "temperature", "above 0")
-        self._require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
-        self._require(self.seed is None or 0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1")
-        if not self.do_sample:
-            for name in ("temperature", "top_k", "top_p", "seed"):
-                default = type(self).__dataclass_fields__[name].default
-                self._require(getattr(self, name) == default, name, "left out unless do_sample is on")
-        if self.num_beams is None:
-            beams = 1 if self.do_sample else max(DEFAULT_NUM_BEAMS, self.num_return_sequences)
-            object.__setattr__(self, "num_beams", beams)
-        assert self.num_beams is not None
-        self._require(self.num_beams >= 1, "num_beams", "at least 1")
-        if self.do_sample:
-            self._require(self.num_beams == 1, "num_beams", "1 or left out with do_sample")
-        else:
-            self._require(self.num_return_sequences <= self.num_beams, "num_return_sequences", "at most num_beams")
-
-    @property
-    def num_captions(self) -> int:
-        """Captions that an image has in the making."""
-        assert self.num_beams is not None
-        return max(self.num_beams, self.num_return_sequences)
-
-    def _require(self, condition: bool, name: str, expectation: str) -> None:
-        if not condition:
-            raise CaptionerError(f"{name} must be {expectation}; it is {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

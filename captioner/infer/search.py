@@ -3,8 +3,6 @@
 Shapes: B images, K captions an image, T tokens of the prompt, M places for the tokens of a caption, V vocabulary.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from transformers.generation import (
@@ -15,10 +13,8 @@ from transformers.generation import (
 )
 
 from captioner.infer.constraints import Constraints
+from captioner.infer.options import GenerationOptions
 from captioner.infer.step_decoder import gather_captions
-
-if TYPE_CHECKING:
-    from captioner.infer.generation import GenerationOptions
 
 NOT_YET = -1e9
 """Score of a beam that is not there: below that of any caption."""
@@ -41,7 +37,7 @@ class Captions:
     per_image: tuple[str, ...] = ("sequences", "log_probs", "lengths", "tokens", "parents", "ended", "done")
 
     def __init__(
-        self, options: "GenerationOptions", prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int
+        self, options: GenerationOptions, prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int
     ) -> None:
         """`prompt_log_probs` [B, T - 1] are those of a prompt [T] on each image; `longest` tokens may follow it."""
         images, self.count = len(prompt_log_probs), options.num_captions
@@ -132,7 +128,7 @@ class Beams(Captions):
     per_image = (*Captions.per_image, "scores", "best_scores", "best_sequences", "best_log_probs")
 
     def __init__(
-        self, options: "GenerationOptions", prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int
+        self, options: GenerationOptions, prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int
     ) -> None:
         super().__init__(options, prompt, prompt_log_probs, end, longest)
         # All beams of an image are the same at first: one of them goes on.

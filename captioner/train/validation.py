@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from captioner.config import RunConfig
 from captioner.data.dataset import Batch, CaptionDataset, load_batches
-from captioner.infer.generation import GenerationOptions, generate
+from captioner.infer.generation import generate
+from captioner.infer.options import GenerationOptions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 

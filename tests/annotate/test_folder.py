@@ -17,7 +17,7 @@ from PIL import Image
 
 from captioner import cli
 from captioner.annotate import pipeline
-from captioner.infer.captioner import Captioner
+from captioner.infer.trained import TorchCaptioner
 
 
 class Outcome(NamedTuple):
@@ -168,9 +168,9 @@ def test_sampling_is_repeatable_and_independent_of_batches(annotate, photos):
 KILLED_AT_THE_THIRD_BATCH = """
 import os, signal, sys
 from captioner import cli
-from captioner.infer.captioner import Captioner
+from captioner.infer.trained import TorchCaptioner
 
-caption, calls = Captioner.caption, []
+caption, calls = TorchCaptioner.caption, []
 
 def deadly(self, *arguments):
     calls.append(1)
@@ -178,7 +178,7 @@ def deadly(self, *arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return caption(self, *arguments)
 
-Captioner.caption = deadly
+TorchCaptioner.caption = deadly
 cli.main()
 """
 
@@ -194,9 +194,13 @@ def test_a_killed_run_goes_on_where_it_stopped(annotate, photos, tiny_captioner,
     with open("out.jsonl.part", "ab") as journal:
         journal.write(b'{"image": "photos/05.png", "caption": "cut')  # a line that was being written
 
-    prepared = []
-    preprocess = Captioner.preprocess
-    monkeypatch.setattr(Captioner, "preprocess", lambda self, image: prepared.append(image) or preprocess(self, image))
+    prepared, preprocess = [], TorchCaptioner.preprocess
+
+    def note(self, image):
+        prepared.append(image)
+        return preprocess(self, image)
+
+    monkeypatch.setattr(TorchCaptioner, "preprocess", note)
     outcome = annotate(photos, "-o", "out.jsonl", "--batch-size", 2)
     assert (outcome.status, outcome.err) == (whole.status, whole.err) == (3, "10 captioned, 1 failed\n")
     assert len(prepared) == 6, "four were done already"
@@ -210,7 +214,7 @@ def test_a_journal_of_another_run_is_not_mixed_in(annotate, photos, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Captioner, "caption", stop)
+        patched.setattr(TorchCaptioner, "caption", stop)
         outcome = annotate(photos, "-o", "out.jsonl")
         assert (outcome.status, outcome.err) == (130, "stopped; the same command goes on from out.jsonl.part\n")
     outcome = annotate(photos, "-o", "out.jsonl", "--num-beams", 2)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from captioner.data.images import ImageError
 from captioner.errors import CaptionerError
-from captioner.infer import captioner as module
+from captioner.infer import trained as module
 from captioner.infer.captioner import Caption, Captioner
 
 

@@ -7,7 +7,8 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from captioner.errors import CaptionerError
-from captioner.infer.generation import GenerationOptions, GenerationStream, Hypothesis, generate
+from captioner.infer.generation import GenerationStream, Hypothesis, generate
+from captioner.infer.options import GenerationOptions
 from captioner.infer.step_decoder import StepDecoder
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 

@@ -9,8 +9,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from captioner.config import RewardConfig, RunConfig
 from captioner.data.dataset import collate
-from captioner.infer.captioner import Captioner
-from captioner.infer.generation import GenerationOptions, generate
+from captioner.infer.generation import generate
+from captioner.infer.options import GenerationOptions
+from captioner.infer.trained import TorchCaptioner
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
 from captioner.train.rewards import draw_captions, most_probable_captions, policy_gradient_loss, uniform_numbers
 from captioner.train.trainer import Trainer
@@ -107,5 +108,5 @@ def test_rewards_rise_and_captions_still_end(recipe: Recipe, draw_shapes: Callab
     rewards = [line["reward"] for line in log if "reward" in line]
     assert sum(rewards[-25:]) > 1.1 * sum(rewards[:25])
     images = [sample.image for sample in trainer.data.validation]
-    captions = Captioner(trainer.model, trainer.processor, "last")(images, num_beams=1, max_new_tokens=16)
+    captions = TorchCaptioner(trainer.model, trainer.processor, "last")(images, num_beams=1, max_new_tokens=16)
     assert all(re.fullmatch(r"a \w+ \w+ (above|left of) a \w+ \w+", caption.text) for caption in captions)

@@ -1,0 +1,104 @@
+"""A trained checkpoint in `Captioner`'s place: computed by torch."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captioner.errors import CaptionerError
+from captioner.hub import load_model
+from captioner.infer.caption import Caption, Tag, Token, likely_tags
+from captioner.infer.captioner import Captioner
+from captioner.infer.generation import Hypothesis, generate
+from captioner.infer.options import GenerationOptions
+from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+from captioner.model.processing_captioner import CaptionerProcessor
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TorchCaptioner(Captioner):
+    """A `Captioner` whose model is a `CaptionerForConditionalGeneration`."""
+
+    def __init__(
+        self,
+        model: CaptionerForConditionalGeneration,
+        processor: CaptionerProcessor,
+        name: str,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+    ) -> None:
+        """Move `model` to `device` and `precision`; `name` says in outputs which model wrote a caption."""
+        self.device = _device(device)
+        self.dtype = _dtype(precision, self.device)
+        self.model = model.to(device=self.device, dtype=self.dtype).eval()
+        self.processor = processor
+        self.name = name
+
+    @classmethod
+    def load(cls, folder: Path, name: str, device: str | torch.device, precision: str) -> "TorchCaptioner":
+        """Read a checkpoint's folder.
+
+        Raises:
+            CaptionerError: it cannot be read, or there is no such device or precision.
+        """
+        _dtype(precision, _device(device))  # a wrong name should not cost the reading of weights
+        return cls(*load_model(folder, name), name, device, precision)
+
+    def _token_ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.processor.tokenizer(text).input_ids[:-1])  # without the end of sequence
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        return self.processor.image_processor.preprocessing(image)
+
+    def caption(self, pixel_values: np.ndarray, options: GenerationOptions) -> list[Caption]:
+        with torch.inference_mode():
+            pixels = torch.from_numpy(pixel_values).to(self.device, self.dtype)
+            encoder_outputs = self.model.encoder(pixel_values=pixels)
+            tags = self._tags(encoder_outputs.last_hidden_state)
+        groups = generate(self.model, {"encoder_outputs": encoder_outputs}, options)
+        return [self._caption(group, seen) for group, seen in zip(groups, tags, strict=True)]
+
+    def _tags(self, encoder_hidden_states: Tensor) -> list[tuple[Tag, ...]]:
+        head, config = self.model.heads.tags, self.model.config
+        if head is None:
+            return [()] * len(encoder_hidden_states)
+        logits = head(encoder_hidden_states).float().cpu().numpy()
+        return [likely_tags(row, config.tags, config.problem_type) for row in logits]
+
+    def _caption(self, hypotheses: list[Hypothesis], tags: tuple[Tag, ...] = ()) -> Caption:
+        best, *others = hypotheses
+        tokenizer = self.processor.tokenizer
+        pieces = tokenizer.convert_ids_to_tokens(list(best.token_ids))
+        text = self.processor.batch_decode([list(best.token_ids)], skip_special_tokens=True)[0]
+        return Caption(
+            text=" ".join(text.split()),
+            confidence=math.exp(best.mean_log_prob),
+            tokens=tuple(Token(*pair) for pair in zip(pieces, best.log_probs, strict=True)),
+            alternatives=tuple(self._caption([other]) for other in others),
+            tags=tags,
+        )
+
+
+def _device(name: str | torch.device) -> torch.device:
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises for a device it lacks
+        raise CaptionerError(f"device {str(name)!r}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        return torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    if precision not in DTYPES:
+        raise CaptionerError(f"precision {precision!r}: choose auto, {', '.join(DTYPES)}")
+    return DTYPES[precision]
