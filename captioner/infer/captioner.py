@@ -75,6 +75,7 @@ class Captioner(ABC):
         batch_size: int = 16,
         prefix: str = "",
         banned_words: Sequence[str] = (),
+        forced_words: Sequence[str] = (),
         **options: Any,
     ) -> Caption | list[Caption]:
         """Caption one image, or a list of images.
@@ -84,6 +85,7 @@ class Captioner(ABC):
             batch_size: images captioned at once.
             prefix: how every caption starts: "a photo of".
             banned_words: words, or sequences of words, that no caption uses as the tokenizer spells them here.
+            forced_words: words, or sequences of words, that every caption holds, likewise; beam search alone can do it.
             options: fields of `GenerationOptions`.
 
         Raises:
@@ -91,13 +93,16 @@ class Captioner(ABC):
             CaptionerError: an option is unknown or out of range.
         """
         if isinstance(images, (str, bytes, Path, Image.Image)):
-            return self([images], batch_size=batch_size, prefix=prefix, banned_words=banned_words, **options)[0]
+            words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
+            return self([images], batch_size=batch_size, **words, **options)[0]
         if batch_size < 1:
             raise CaptionerError(f"batch_size must be at least 1; it is {batch_size}")
         if prefix:
             options["prefix_ids"] = self._token_ids(prefix)
         if banned_words:
             options["banned_ids"] = tuple(map(self._token_ids, banned_words))
+        if forced_words:
+            options["force_words_ids"] = tuple(map(self._token_ids, forced_words))
         stream = self.stream(_options(options))
         captions: list[Caption] = []
         for start in range(0, len(images), batch_size):

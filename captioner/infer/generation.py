@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from captioner.errors import CaptionerError
+from captioner.infer.constraints import holds
 from captioner.infer.options import GenerationOptions
-from captioner.infer.search import Beams, Captions
+from captioner.infer.search import Beams, Captions, ForcedBeams
 from captioner.infer.step_decoder import StepDecoder
 
 CHECK_EVERY = 4
@@ -50,10 +51,12 @@ def generate(
         encoder_inputs: `pixel_values` [B, 3, H, W], or `trunk_features` [B, P, C], or `encoder_outputs`.
 
     Returns:
-        For each of the B images its `num_return_sequences` hypotheses, best first.
+        For each of the B images its `num_return_sequences` hypotheses, best first; fewer where forced words leave
+        fewer.
 
     Raises:
-        CaptionerError: `min_new_tokens` or the prefix is more than the model can hold; it has no such token.
+        CaptionerError: `min_new_tokens`, the prefix or the forced words are more than the model can hold; it has no
+            such token; no caption keeps all the rules.
     """
     stream = GenerationStream(model, options)
     outputs = (
@@ -141,15 +144,20 @@ class _Decoding:
         self.places = len(self.images)
         self.steps = [1] * self.places
         self.device = encoder_hidden_states.device
-        is_beam_search, end = options.num_beams != 1, model.config.eos_token_id
         prompt = torch.tensor([model.config.decoder_start_token_id, *options.prefix_ids], device=self.device)
-        self.decoder = StepDecoder(model, encoder_hidden_states, options.num_captions, is_beam_search, longest)
+        self.decoder = StepDecoder(model, encoder_hidden_states, options.num_captions, options.num_beams != 1, longest)
         logits = self.decoder.start(prompt)
         prefix = prompt[1:].expand(len(logits), -1)[..., None]
         prefix_log_probs = logits[:, :-1].log_softmax(-1).gather(-1, prefix)[..., 0]
-        self.captions = (Beams if is_beam_search else Captions)(options, prompt, prefix_log_probs, end, longest)
+        self.captions = self._captions(prompt, prefix_log_probs, model.config)
         self.captions.advance(logits[:, -1:].expand(-1, options.num_captions, -1), 1)
         self.since_check = 0
+
+    def _captions(self, prompt: Tensor, prefix_log_probs: Tensor, config: PreTrainedConfig) -> Captions:
+        arguments = self.options, prompt, prefix_log_probs, config.eos_token_id, self.longest
+        if self.options.force_words_ids:
+            return ForcedBeams(*arguments, config.vocab_size)
+        return Captions(*arguments) if self.options.num_beams == 1 else Beams(*arguments)
 
     def step(self) -> None:
         """A token more for every caption."""
@@ -202,20 +210,36 @@ def _check(model: PreTrainedModel, options: GenerationOptions, longest: int) -> 
         )
     if options.min_new_tokens > longest:
         raise CaptionerError(f"min_new_tokens is {options.min_new_tokens}; this model writes at most {longest} tokens")
-    for ids in (options.prefix_ids, *options.banned_ids):
+    for ids in (options.prefix_ids, *options.banned_ids, *options.force_words_ids):
         if not all(0 <= token < model.config.vocab_size for token in ids):
             raise CaptionerError(f"tokens {ids}: this model has those from 0 to {model.config.vocab_size - 1}")
-    if model.config.eos_token_id in options.prefix_ids:
-        raise CaptionerError(f"prefix_ids {options.prefix_ids} hold the end of sequence, {model.config.eos_token_id}")
+    for name, ids in (
+        ("prefix_ids", options.prefix_ids),
+        *(("force_words_ids", ids) for ids in options.force_words_ids),
+    ):
+        if model.config.eos_token_id in ids:
+            raise CaptionerError(f"{name} {ids} hold the end of sequence, {model.config.eos_token_id}")
+    _check_forced(options, longest)
+
+
+def _check_forced(options: GenerationOptions, longest: int) -> None:
+    needed = sum(len(ids) for ids in options.force_words_ids if not holds(options.prefix_ids, ids))
+    if needed > longest:
+        raise CaptionerError(f"force_words_ids are {needed} tokens; a caption may have {longest} here")
+    for banned in options.banned_ids:
+        if any(holds(ids, banned) for ids in options.force_words_ids):
+            raise CaptionerError(f"tokens {banned} are banned, and among those that force_words_ids asks for")
 
 
 def _hypotheses(captions: Captions, rows: list[int], options: GenerationOptions) -> list[list[Hypothesis]]:
     """The captions of the images in these rows, best first."""
-    sequences, log_probs = (tensor.tolist() for tensor in captions.written(rows))
+    sequences, log_probs, is_found = (tensor.tolist() for tensor in captions.written(rows))
     groups = [
-        [_hypothesis(ids[1:], values, captions.end) for ids, values in zip(*image, strict=True)]
-        for image in zip(sequences, log_probs, strict=True)
+        [_hypothesis(ids[1:], values, captions.end) for ids, values, found in zip(*image, strict=True) if found]
+        for image in zip(sequences, log_probs, is_found, strict=True)
     ]
+    if not all(groups):
+        raise CaptionerError("found no caption that keeps all the rules: forced, banned and repeated words")
     if options.do_sample:  # beams arrive ranked, draws do not
         groups = [sorted(group, key=lambda hypothesis: -hypothesis.mean_log_prob) for group in groups]
     return groups

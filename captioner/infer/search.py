@@ -12,7 +12,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from captioner.infer.constraints import Constraints
+from captioner.infer.constraints import Forbidden, ForcedPhrases
 from captioner.infer.options import GenerationOptions
 from captioner.infer.step_decoder import gather_captions
 
@@ -45,7 +45,7 @@ class Captions:
         self.end = end
         self.prompt_length = len(prompt)
         self.full_length = len(prompt) + longest
-        self.forbid = Constraints(options, prompt, end)
+        self.forbid = Forbidden(options, prompt, end)
         self.sequences = prompt.new_zeros(images, self.count, self.full_length + 1)
         self.sequences[..., : len(prompt)] = prompt
         self.log_probs = prompt_log_probs.new_zeros(images, self.count, self.full_length)
@@ -110,12 +110,13 @@ class Captions:
         for name in self.per_image:
             getattr(self, name)[images] = getattr(other, name)[others]
 
-    def written(self, images: list[int]) -> tuple[Tensor, Tensor]:
-        """Sequences [b, k, M - 1] and log-probabilities [b, k, M - 2] of these images' captions.
+    def written(self, images: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Sequences [b, k, M - 1], log-probabilities [b, k, M - 2] of these images' captions, and [b, k], which are.
 
         What stands after an end of sequence is void.
         """
-        return self.sequences[images, :, :-1], self.log_probs[images, :, :-1]
+        sequences = self.sequences[images, :, :-1]
+        return sequences, self.log_probs[images, :, :-1], torch.ones_like(sequences[..., 0], dtype=torch.bool)
 
 
 class Beams(Captions):
@@ -142,8 +143,7 @@ class Beams(Captions):
     def advance(self, logits: Tensor, most_steps: int) -> None:
         log_probs = logits.log_softmax(-1)
         totals = self.forbid(log_probs, self.sequences, self.lengths) + self.scores[..., None]
-        # At most K of the 2 K best can end.
-        totals, chosen = totals.flatten(1).topk(2 * self.count)
+        totals, chosen = self._candidates(totals)
         parents, tokens = chosen // logits.shape[-1], chosen % logits.shape[-1]
         sequences, written = (gather_captions(tensor, parents) for tensor in (self.sequences, self.log_probs))
         self._write(sequences, tokens, written, log_probs.flatten(1).gather(1, chosen))
@@ -154,10 +154,18 @@ class Beams(Captions):
         power = self.powers[self.lengths - self.prompt_length][:, None]
         self._collect(sequences, written, totals / power, ends)
 
-        self.scores, going_on = (totals + ends * NOT_YET).topk(self.count)
+        self.scores, going_on = self._going_on(totals, ends)
         self.sequences, self.log_probs = (gather_captions(tensor, going_on) for tensor in (sequences, written))
         self.tokens, self.parents = tokens.gather(1, going_on), parents.gather(1, going_on)
-        self.done = self.done | is_last | (self.scores[:, 0] / power[:, 0] <= self.best_scores.amin(1))
+        self.done = self.done | is_last | (self.scores.amax(1) / power[:, 0] <= self.best_scores.amin(1))
+
+    def _candidates(self, totals: Tensor) -> tuple[Tensor, Tensor]:
+        """The best of [B, K, V]: scores [B, J] and places among the K * V; the K first may end captions."""
+        return totals.flatten(1).topk(2 * self.count)  # at most K of the 2 K end, and K are left to go on
+
+    def _going_on(self, totals: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Of candidates [B, J] that do not end, the K that go on: their scores and places among the J."""
+        return (totals + ends * NOT_YET).topk(self.count)
 
     def _collect(self, sequences: Tensor, log_probs: Tensor, scores: Tensor, ends: Tensor) -> None:
         """Let those of the K best continuations that end compete with the captions that ended before."""
@@ -167,6 +175,59 @@ class Beams(Captions):
         self.best_sequences = gather_captions(torch.cat([self.best_sequences, sequences[first]], dim=1), best)
         self.best_log_probs = gather_captions(torch.cat([self.best_log_probs, log_probs[first]], dim=1), best)
 
-    def written(self, images: list[int]) -> tuple[Tensor, Tensor]:
-        count = self.options.num_return_sequences
-        return self.best_sequences[images, :count, :-1], self.best_log_probs[images, :count, :-1]
+    def written(self, images: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = images, slice(self.options.num_return_sequences)
+        is_found = self.best_scores[wanted] > NOT_YET / 2
+        return self.best_sequences[wanted][..., :-1], self.best_log_probs[wanted][..., :-1], is_found
+
+
+class ForcedBeams(Beams):
+    """Beam search for captions that hold given phrases (dynamic beam allocation, Post & Vilar 2018,
+    https://arxiv.org/abs/1804.06609, with the round robin of Hu et al. 2019, https://aclanthology.org/N19-1090).
+
+    Continuations fall into banks by how many of the C forced tokens they have met. Each bank in turn, from the fullest,
+    sends its next best continuation on until there are K: they do not have to outscore those of the other banks. A
+    caption may end in bank C alone, and one that cannot meet the rest in the tokens it has left goes no further.
+    """
+
+    per_image = (*Beams.per_image, "states")
+
+    def __init__(
+        self, options: GenerationOptions, prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int, vocab: int
+    ) -> None:
+        super().__init__(options, prompt, prompt_log_probs, end, longest)
+        self.forced = ForcedPhrases(options.force_words_ids, vocab, prompt.device)
+        state = torch.zeros_like(self.forced.lengths)
+        for token in prompt[1:]:
+            state = self.forced.after(state, token)
+        self.states = state.expand(*self.ended.shape, -1).clone()  # [B, K, F]
+
+    def advance(self, logits: Tensor, most_steps: int) -> None:
+        super().advance(logits, most_steps)
+        self.states = self.forced.after(gather_captions(self.states, self.parents), self.tokens)
+
+    def _candidates(self, totals: Tensor) -> tuple[Tensor, Tensor]:
+        """The 2 K best of bank C, and the K best of each bank before it, from C - 1 to 0."""
+        met, every = self.forced.met_by_next(self.states), self.forced.count
+        is_met = self.forced.met(self.states) == every
+        totals[..., self.end].masked_fill_(~is_met, -torch.inf)
+        tokens_left = self.full_length - self.lengths - 1
+        totals.masked_fill_(every - met > tokens_left[:, None, None], -torch.inf)
+        best = [
+            totals.masked_fill(met != bank, -torch.inf).flatten(1).topk(self.count * (2 if bank == every else 1))
+            for bank in range(every, -1, -1)
+        ]
+        self.banks = torch.arange(every + 1, device=totals.device).repeat_interleave(
+            torch.tensor([part.values.shape[1] for part in best], device=totals.device)
+        )
+        return torch.cat([part.values for part in best], dim=1), torch.cat([part.indices for part in best], dim=1)
+
+    def _going_on(self, totals: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """By rank in the bank first, then by bank."""
+        goes_on = ~ends & (totals > NOT_YET / 2)
+        is_same_bank = self.banks[:, None] == self.banks
+        before = is_same_bank.tril(-1) & goes_on[:, None]
+        order = before.sum(-1) * (self.forced.count + 1) + self.banks
+        order = order.masked_fill(~goes_on, torch.iinfo(order.dtype).max)
+        going_on = order.topk(self.count, largest=False).indices
+        return totals.masked_fill(~goes_on, NOT_YET).gather(1, going_on), going_on
