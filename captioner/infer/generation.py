@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from captioner.errors import CaptionerError
 from captioner.infer.constraints import holds
 from captioner.infer.options import GenerationOptions
-from captioner.infer.search import Beams, Captions, ForcedBeams
+from captioner.infer.search import Beams, Captions, DiverseBeams, ForcedBeams
 from captioner.infer.step_decoder import StepDecoder
 
 CHECK_EVERY = 4
@@ -157,6 +157,8 @@ class _Decoding:
         arguments = self.options, prompt, prefix_log_probs, config.eos_token_id, self.longest
         if self.options.force_words_ids:
             return ForcedBeams(*arguments, config.vocab_size)
+        if self.options.num_beam_groups > 1:
+            return DiverseBeams(*arguments)
         return Captions(*arguments) if self.options.num_beams == 1 else Beams(*arguments)
 
     def step(self) -> None:

@@ -20,6 +20,8 @@ class GenerationOptions:
         prefix_ids: tokens that every caption starts with; they do not count as new.
         banned_ids: sequences of tokens that no caption goes on with, one token of which may be all.
         force_words_ids: sequences of tokens that every caption holds, in any order; beam search alone can do that.
+        num_beam_groups: groups of beams that differ from one another, for captions that do: it divides `num_beams`.
+        diversity_penalty: taken off a token's log-probability for each beam of the groups before that has chosen it.
         length_penalty: beams are ranked by sum(log p) / length ** length_penalty; above 0 favours longer captions.
         do_sample: draw tokens instead of searching for the most probable ones.
         temperature: logits are divided by it before drawing.
@@ -40,6 +42,8 @@ class GenerationOptions:
     prefix_ids: tuple[int, ...] = ()
     banned_ids: tuple[tuple[int, ...], ...] = ()
     force_words_ids: tuple[tuple[int, ...], ...] = ()
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
     length_penalty: float = 1.0
     do_sample: bool = False
     temperature: float = 1.0
@@ -72,6 +76,13 @@ class GenerationOptions:
             self._require(self.num_beams == 1, "num_beams", "1 or left out with do_sample")
         else:
             self._require(self.num_return_sequences <= self.num_beams, "num_return_sequences", "at most num_beams")
+        self._require(1 <= self.num_beam_groups <= self.num_beams, "num_beam_groups", "between 1 and num_beams")
+        self._require(self.num_beams % self.num_beam_groups == 0, "num_beam_groups", "a divisor of num_beams")
+        if self.num_beam_groups > 1:
+            self._require(0 < self.diversity_penalty < math.inf, "diversity_penalty", "above 0 with num_beam_groups")
+            self._require(not self.force_words_ids, "force_words_ids", "left out with num_beam_groups")
+        else:
+            self._require(self.diversity_penalty == 0, "diversity_penalty", "left out without num_beam_groups")
         if self.force_words_ids:
             self._require(self.num_beams > 1, "num_beams", "at least 2 with force_words_ids")
 

@@ -3,6 +3,8 @@
 Shapes: B images, K captions an image, T tokens of the prompt, M places for the tokens of a caption, V vocabulary.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from transformers.generation import (
@@ -127,6 +129,8 @@ class Beams(Captions):
     """
 
     per_image = (*Captions.per_image, "scores", "best_scores", "best_sequences", "best_log_probs")
+    handicaps: Tensor | None = None
+    """[B, V], taken off the scores of the next tokens."""
 
     def __init__(
         self, options: GenerationOptions, prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int
@@ -143,6 +147,8 @@ class Beams(Captions):
     def advance(self, logits: Tensor, most_steps: int) -> None:
         log_probs = logits.log_softmax(-1)
         totals = self.forbid(log_probs, self.sequences, self.lengths) + self.scores[..., None]
+        if self.handicaps is not None:
+            totals -= self.handicaps[:, None]
         totals, chosen = self._candidates(totals)
         parents, tokens = chosen // logits.shape[-1], chosen % logits.shape[-1]
         sequences, written = (gather_captions(tensor, parents) for tensor in (self.sequences, self.log_probs))
@@ -150,9 +156,9 @@ class Beams(Captions):
 
         self.lengths = (self.lengths + 1).clamp(max=self.full_length)
         is_last = self.lengths == self.full_length
-        ends = (tokens == self.end) | is_last[:, None]
         power = self.powers[self.lengths - self.prompt_length][:, None]
-        self._collect(sequences, written, totals / power, ends)
+        ends = tokens == self.end
+        self._collect(sequences, written, totals / power, ends | is_last[:, None])
 
         self.scores, going_on = self._going_on(totals, ends)
         self.sequences, self.log_probs = (gather_captions(tensor, going_on) for tensor in (sequences, written))
@@ -231,3 +237,57 @@ class ForcedBeams(Beams):
         order = order.masked_fill(~goes_on, torch.iinfo(order.dtype).max)
         going_on = order.topk(self.count, largest=False).indices
         return totals.masked_fill(~goes_on, NOT_YET).gather(1, going_on), going_on
+
+
+class DiverseBeams(Captions):
+    """Groups of beams that keep apart (diverse beam search, Vijayakumar et al. 2016, https://arxiv.org/abs/1610.02424),
+    as transformers had it until version 4.
+
+    Each of G groups is a beam search of its own with K / G beams. At every step they choose in turn, and a token costs
+    `diversity_penalty` for each time that the groups before have chosen it for the image (Hamming diversity). It stays
+    in the score. A group that is done chooses no more, and an image is done when its groups are.
+    """
+
+    per_image = ("tokens", "parents", "done")  # the rest is the groups'
+
+    def __init__(
+        self, options: GenerationOptions, prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int
+    ) -> None:
+        super().__init__(options, prompt, prompt_log_probs, end, longest)
+        self.size = self.count // options.num_beam_groups
+        alone = replace(
+            options, num_beams=self.size, num_return_sequences=self.size, num_beam_groups=1, diversity_penalty=0.0
+        )
+        groups = range(options.num_beam_groups)
+        self.groups = [Beams(alone, prompt, prompt_log_probs, end, longest) for _ in groups]
+
+    def advance(self, logits: Tensor, most_steps: int) -> None:
+        handicaps = torch.zeros_like(logits[:, 0])
+        for group, group_logits in zip(self.groups, logits.split(self.size, dim=1), strict=True):
+            chooses = ~group.done
+            group.handicaps = handicaps
+            group.advance(group_logits, most_steps)
+            costs = self.options.diversity_penalty * chooses[:, None].expand_as(group.tokens)
+            handicaps = handicaps.scatter_add(1, group.tokens, costs.to(handicaps))
+        self.tokens = torch.cat([group.tokens for group in self.groups], dim=1)
+        self.parents = torch.cat([group.parents + self.size * place for place, group in enumerate(self.groups)], dim=1)
+        self.done = torch.stack([group.done for group in self.groups]).all(0)
+
+    def keep(self, images: Tensor) -> None:
+        super().keep(images)
+        for group in self.groups:
+            group.keep(images)
+
+    def put(self, images: Tensor, other: Captions, others: Tensor) -> None:
+        assert isinstance(other, DiverseBeams)
+        super().put(images, other, others)
+        for group, source in zip(self.groups, other.groups, strict=True):
+            group.put(images, source, others)
+
+    def written(self, images: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """The best captions of all groups together."""
+        scores = torch.cat([group.best_scores[images] for group in self.groups], dim=1)
+        best = scores.topk(self.options.num_return_sequences).indices
+        parts = zip(*(group.written(images) for group in self.groups), strict=True)
+        sequences, log_probs, is_found = (torch.cat(part, dim=1) for part in parts)
+        return gather_captions(sequences, best), gather_captions(log_probs, best), is_found.gather(1, best)
