@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from captioner.errors import CaptionerError
-from captioner.infer.constraints import holds
+from captioner.infer.diverse_beams import DiverseBeams
+from captioner.infer.forced_words import ForcedBeams, holds
 from captioner.infer.options import GenerationOptions
-from captioner.infer.search import Beams, Captions, DiverseBeams, ForcedBeams
+from captioner.infer.search import Beams, Captions
 from captioner.infer.step_decoder import StepDecoder
 
 CHECK_EVERY = 4

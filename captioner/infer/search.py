@@ -3,8 +3,6 @@
 Shapes: B images, K captions an image, T tokens of the prompt, M places for the tokens of a caption, V vocabulary.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from transformers.generation import (
@@ -14,7 +12,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from captioner.infer.constraints import Forbidden, ForcedPhrases
+from captioner.infer.constraints import Forbidden
 from captioner.infer.options import GenerationOptions
 from captioner.infer.step_decoder import gather_captions
 
@@ -129,8 +127,6 @@ class Beams(Captions):
     """
 
     per_image = (*Captions.per_image, "scores", "best_scores", "best_sequences", "best_log_probs")
-    handicaps: Tensor | None = None
-    """[B, V], taken off the scores of the next tokens."""
 
     def __init__(
         self, options: GenerationOptions, prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int
@@ -146,10 +142,7 @@ class Beams(Captions):
 
     def advance(self, logits: Tensor, most_steps: int) -> None:
         log_probs = logits.log_softmax(-1)
-        totals = self.forbid(log_probs, self.sequences, self.lengths) + self.scores[..., None]
-        if self.handicaps is not None:
-            totals -= self.handicaps[:, None]
-        totals, chosen = self._candidates(totals)
+        totals, chosen = self._candidates(self._totals(log_probs))
         parents, tokens = chosen // logits.shape[-1], chosen % logits.shape[-1]
         sequences, written = (gather_captions(tensor, parents) for tensor in (self.sequences, self.log_probs))
         self._write(sequences, tokens, written, log_probs.flatten(1).gather(1, chosen))
@@ -163,7 +156,15 @@ class Beams(Captions):
         self.scores, going_on = self._going_on(totals, ends)
         self.sequences, self.log_probs = (gather_captions(tensor, going_on) for tensor in (sequences, written))
         self.tokens, self.parents = tokens.gather(1, going_on), parents.gather(1, going_on)
-        self.done = self.done | is_last | (self.scores.amax(1) / power[:, 0] <= self.best_scores.amin(1))
+        self.done = self.done | is_last | (self._attainable(totals) / power[:, 0] <= self.best_scores.amin(1))
+
+    def _totals(self, log_probs: Tensor) -> Tensor:
+        """The scores of all continuations, [B, K, V] like their tokens' log-probabilities."""
+        return self.forbid(log_probs, self.sequences, self.lengths) + self.scores[..., None]
+
+    def _attainable(self, totals: Tensor) -> Tensor:
+        """The best score [B] that a caption still to end may have, given those of the candidates."""
+        return self.scores.amax(1)
 
     def _candidates(self, totals: Tensor) -> tuple[Tensor, Tensor]:
         """The best of [B, K, V]: scores [B, J] and places among the K * V; the K first may end captions."""
@@ -185,109 +186,3 @@ class Beams(Captions):
         wanted = images, slice(self.options.num_return_sequences)
         is_found = self.best_scores[wanted] > NOT_YET / 2
         return self.best_sequences[wanted][..., :-1], self.best_log_probs[wanted][..., :-1], is_found
-
-
-class ForcedBeams(Beams):
-    """Beam search for captions that hold given phrases (dynamic beam allocation, Post & Vilar 2018,
-    https://arxiv.org/abs/1804.06609, with the round robin of Hu et al. 2019, https://aclanthology.org/N19-1090).
-
-    Continuations fall into banks by how many of the C forced tokens they have met. Each bank in turn, from the fullest,
-    sends its next best continuation on until there are K: they do not have to outscore those of the other banks. A
-    caption may end in bank C alone, and one that cannot meet the rest in the tokens it has left goes no further.
-    """
-
-    per_image = (*Beams.per_image, "states")
-
-    def __init__(
-        self, options: GenerationOptions, prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int, vocab: int
-    ) -> None:
-        super().__init__(options, prompt, prompt_log_probs, end, longest)
-        self.forced = ForcedPhrases(options.force_words_ids, vocab, prompt.device)
-        state = torch.zeros_like(self.forced.lengths)
-        for token in prompt[1:]:
-            state = self.forced.after(state, token)
-        self.states = state.expand(*self.ended.shape, -1).clone()  # [B, K, F]
-
-    def advance(self, logits: Tensor, most_steps: int) -> None:
-        super().advance(logits, most_steps)
-        self.states = self.forced.after(gather_captions(self.states, self.parents), self.tokens)
-
-    def _candidates(self, totals: Tensor) -> tuple[Tensor, Tensor]:
-        """The 2 K best of bank C, and the K best of each bank before it, from C - 1 to 0."""
-        met, every = self.forced.met_by_next(self.states), self.forced.count
-        is_met = self.forced.met(self.states) == every
-        totals[..., self.end].masked_fill_(~is_met, -torch.inf)
-        tokens_left = self.full_length - self.lengths - 1
-        totals.masked_fill_(every - met > tokens_left[:, None, None], -torch.inf)
-        best = [
-            totals.masked_fill(met != bank, -torch.inf).flatten(1).topk(self.count * (2 if bank == every else 1))
-            for bank in range(every, -1, -1)
-        ]
-        self.banks = torch.arange(every + 1, device=totals.device).repeat_interleave(
-            torch.tensor([part.values.shape[1] for part in best], device=totals.device)
-        )
-        return torch.cat([part.values for part in best], dim=1), torch.cat([part.indices for part in best], dim=1)
-
-    def _going_on(self, totals: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """By rank in the bank first, then by bank."""
-        goes_on = ~ends & (totals > NOT_YET / 2)
-        is_same_bank = self.banks[:, None] == self.banks
-        before = is_same_bank.tril(-1) & goes_on[:, None]
-        order = before.sum(-1) * (self.forced.count + 1) + self.banks
-        order = order.masked_fill(~goes_on, torch.iinfo(order.dtype).max)
-        going_on = order.topk(self.count, largest=False).indices
-        return totals.masked_fill(~goes_on, NOT_YET).gather(1, going_on), going_on
-
-
-class DiverseBeams(Captions):
-    """Groups of beams that keep apart (diverse beam search, Vijayakumar et al. 2016, https://arxiv.org/abs/1610.02424),
-    as transformers had it until version 4.
-
-    Each of G groups is a beam search of its own with K / G beams. At every step they choose in turn, and a token costs
-    `diversity_penalty` for each time that the groups before have chosen it for the image (Hamming diversity). It stays
-    in the score. A group that is done chooses no more, and an image is done when its groups are.
-    """
-
-    per_image = ("tokens", "parents", "done")  # the rest is the groups'
-
-    def __init__(
-        self, options: GenerationOptions, prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int
-    ) -> None:
-        super().__init__(options, prompt, prompt_log_probs, end, longest)
-        self.size = self.count // options.num_beam_groups
-        alone = replace(
-            options, num_beams=self.size, num_return_sequences=self.size, num_beam_groups=1, diversity_penalty=0.0
-        )
-        groups = range(options.num_beam_groups)
-        self.groups = [Beams(alone, prompt, prompt_log_probs, end, longest) for _ in groups]
-
-    def advance(self, logits: Tensor, most_steps: int) -> None:
-        handicaps = torch.zeros_like(logits[:, 0])
-        for group, group_logits in zip(self.groups, logits.split(self.size, dim=1), strict=True):
-            chooses = ~group.done
-            group.handicaps = handicaps
-            group.advance(group_logits, most_steps)
-            costs = self.options.diversity_penalty * chooses[:, None].expand_as(group.tokens)
-            handicaps = handicaps.scatter_add(1, group.tokens, costs.to(handicaps))
-        self.tokens = torch.cat([group.tokens for group in self.groups], dim=1)
-        self.parents = torch.cat([group.parents + self.size * place for place, group in enumerate(self.groups)], dim=1)
-        self.done = torch.stack([group.done for group in self.groups]).all(0)
-
-    def keep(self, images: Tensor) -> None:
-        super().keep(images)
-        for group in self.groups:
-            group.keep(images)
-
-    def put(self, images: Tensor, other: Captions, others: Tensor) -> None:
-        assert isinstance(other, DiverseBeams)
-        super().put(images, other, others)
-        for group, source in zip(self.groups, other.groups, strict=True):
-            group.put(images, source, others)
-
-    def written(self, images: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """The best captions of all groups together."""
-        scores = torch.cat([group.best_scores[images] for group in self.groups], dim=1)
-        best = scores.topk(self.options.num_return_sequences).indices
-        parts = zip(*(group.written(images) for group in self.groups), strict=True)
-        sequences, log_probs, is_found = (torch.cat(part, dim=1) for part in parts)
-        return gather_captions(sequences, best), gather_captions(log_probs, best), is_found.gather(1, best)

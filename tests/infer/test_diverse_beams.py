@@ -67,7 +67,7 @@ def slow_search(model, image: torch.Tensor, options: GenerationOptions) -> list[
             beams = [beam for beam in found if beam[1][-1] != end][:size]
             groups[number] = beams, finished
             chosen.update(tokens[-1] for _, tokens in beams)
-            is_done[number] = len(finished) == size and beams[0][0] / length**options.length_penalty <= finished[-1][0]
+            is_done[number] = len(finished) == size and found[0][0] / length**options.length_penalty <= finished[-1][0]
     together = sorted((caption for _, finished in groups for caption in finished), key=lambda caption: -caption[0])
     return [tokens for _, tokens in together][: options.num_return_sequences]
 
