@@ -5,6 +5,8 @@
 
 Both decode the same encoder outputs, computed beforehand, in fp32: greedy and with 4 beams, in batches of 8 and of 1.
 Each round runs both in turn over all photos; the ratio is of median times. The token ids are compared as well.
+The stream is ours over all batches at once, where new images take the places of those that are done; its CPU time is
+beside that of ours batch by batch, as a busy machine spoils the clock's.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
-from captioner.infer.generation import generate
+from captioner.infer.generation import GenerationStream, generate
 from captioner.infer.options import GenerationOptions
 
 MODES = {"greedy": GenerationOptions(num_beams=1), "beams_4": GenerationOptions(num_beams=4)}
@@ -42,37 +44,54 @@ def encode(captioner: Captioner, photos: list[Path]) -> Tensor:
         return torch.cat([captioner.model.encoder(pixel_values=pixels).last_hidden_state for pixels in pixel_values])
 
 
-def ours(model: Any, features: Tensor, options: GenerationOptions) -> list[list[int]]:
+def ours(model: Any, batches: list[Tensor], options: GenerationOptions) -> list[list[int]]:
     """The best caption's tokens of each image, without the end of sequence."""
-    groups = generate(model, {"encoder_outputs": BaseModelOutput(features)}, options)
+    outputs = (generate(model, {"encoder_outputs": BaseModelOutput(batch)}, options) for batch in batches)
+    return [list(best.token_ids) for groups in outputs for best, *_ in groups]
+
+
+def stream(model: Any, batches: list[Tensor], options: GenerationOptions) -> list[list[int]]:
+    images = GenerationStream(model, options)
+    groups = [group for batch in batches for group in images.add(batch)] + images.finish()
     return [list(best.token_ids) for best, *_ in groups]
 
 
-def peer(model: Any, features: Tensor, options: GenerationOptions) -> list[list[int]]:
+def peer(model: Any, batches: list[Tensor], options: GenerationOptions) -> list[list[int]]:
     longest = min(options.max_new_tokens, model.config.max_position_embeddings)
-    outputs = BaseModelOutput(features)
-    rows = model.generate(
-        encoder_outputs=outputs, num_beams=options.num_beams, max_new_tokens=longest, do_sample=False
-    ).tolist()
-    end = model.config.eos_token_id
-    return [row[1 : row.index(end)] if end in row else row[1:] for row in rows]
+    end, captions = model.config.eos_token_id, []
+    for batch in batches:
+        outputs = BaseModelOutput(batch)
+        rows = model.generate(
+            encoder_outputs=outputs, num_beams=options.num_beams, max_new_tokens=longest, do_sample=False
+        ).tolist()
+        captions += [row[1 : row.index(end)] if end in row else row[1:] for row in rows]
+    return captions
 
 
 def compare(model: Any, features: list[Tensor], options: GenerationOptions, rounds: int) -> dict[str, Any]:
-    """Photos a second of both sides; the first round is warm-up."""
-    seconds: dict[Any, list[float]] = {ours: [], peer: []}
+    """Photos a second of all sides; the first round is warm-up."""
+    seconds: dict[Any, list[float]] = {ours: [], stream: [], peer: []}
+    cpu_seconds: dict[Any, list[float]] = {ours: [], stream: [], peer: []}
     captions: dict[Any, list[list[int]]] = {}
     for _ in range(rounds + 1):
         for side in seconds:
-            start = time.perf_counter()
-            captions[side] = [tokens for batch in features for tokens in side(model, batch, options)]
+            start, cpu_start = time.perf_counter(), time.process_time()
+            captions[side] = side(model, features, options)
             seconds[side].append(time.perf_counter() - start)
-    photos = len(captions[ours])
+            cpu_seconds[side].append(time.process_time() - cpu_start)
+    photos, taken = len(captions[ours]), {side: median(times[1:]) for side, times in seconds.items()}
     return {
-        "ours_photos_per_s": round(photos / median(seconds[ours][1:]), 1),
-        "peer_photos_per_s": round(photos / median(seconds[peer][1:]), 1),
-        "ratio": round(median(seconds[peer][1:]) / median(seconds[ours][1:]), 2),
-        "captions_that_differ": sum(a != b for a, b in zip(captions[ours], captions[peer], strict=True)),
+        "ours_photos_per_s": round(photos / taken[ours], 1),
+        "stream_photos_per_s": round(photos / taken[stream], 1),
+        "peer_photos_per_s": round(photos / taken[peer], 1),
+        "ratio": round(taken[peer] / taken[ours], 2),
+        "stream_ratio": round(taken[peer] / taken[stream], 2),
+        "ours_cpu_s": round(median(cpu_seconds[ours][1:]), 2),
+        "stream_cpu_s": round(median(cpu_seconds[stream][1:]), 2),
+        "captions_that_differ": sum(
+            any(caption != theirs for caption in pair)
+            for *pair, theirs in zip(captions[ours], captions[stream], captions[peer], strict=True)
+        ),
     }
 
 

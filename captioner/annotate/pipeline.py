@@ -42,9 +42,8 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class _Prepared(Generic[Key]):
+class _Waiting(Generic[Key]):
     key: Key
-    pixel_values: np.ndarray
     width: int
     height: int
 
@@ -59,28 +58,40 @@ def caption_images(
 ) -> Iterator[Captioned[Key] | Failure]:
     """Caption (key, image) pairs; captions come in the order of the images, failures as they are met.
 
-    Memory holds about three batches of preprocessed images and one decoded image a worker, however many there are.
+    Memory holds about three batches of preprocessed images, two of encoded ones, and one decoded image a worker,
+    however many there are.
     """
 
-    def prepare(pair: tuple[Key, ImageInput | ReadableImage]) -> _Prepared[Key] | Failure:
+    def prepare(pair: tuple[Key, ImageInput | ReadableImage]) -> tuple[_Waiting[Key], np.ndarray] | Failure:
         key, source = pair
         try:
             image = load_image(source)
         except ImageError as error:
             return Failure(error.source, error.reason, error.message)
-        return _Prepared(key, captioner.preprocess(image), image.width, image.height)
+        return _Waiting(key, image.width, image.height), captioner.preprocess(image)
 
-    batch: list[_Prepared[Key]] = []
+    stream = captioner.stream(options)
+    waiting: deque[_Waiting[Key]] = deque()  # for their captions, first come first served
+    batch: list[np.ndarray] = []
     for result in map_ahead(prepare, images, num_workers, ahead=2 * batch_size + num_workers):
         if isinstance(result, Failure):
             yield result
             continue
-        batch.append(result)
+        prepared, pixel_values = result
+        waiting.append(prepared)
+        batch.append(pixel_values)
         if len(batch) == batch_size:
-            yield from _caption_batch(captioner, batch, options)
+            yield from _captioned(waiting, stream.add(np.stack(batch)))
             batch = []
     if batch:
-        yield from _caption_batch(captioner, batch, options)
+        yield from _captioned(waiting, stream.add(np.stack(batch)))
+    yield from _captioned(waiting, stream.finish())
+
+
+def _captioned(waiting: deque[_Waiting[Key]], captions: list[Caption]) -> Iterator[Captioned[Key]]:
+    for caption in captions:
+        prepared = waiting.popleft()
+        yield Captioned(prepared.key, caption, prepared.width, prepared.height)
 
 
 def map_ahead(
@@ -97,14 +108,6 @@ def map_ahead(
             yield result
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _caption_batch(
-    captioner: Captioner, batch: list[_Prepared[Key]], options: GenerationOptions
-) -> Iterator[Captioned[Key]]:
-    captions = captioner.caption(np.stack([prepared.pixel_values for prepared in batch]), options)
-    for prepared, caption in zip(batch, captions, strict=True):
-        yield Captioned(prepared.key, caption, prepared.width, prepared.height)
 
 
 def progress_bar(results_scroll_by: bool = False) -> Progress:

@@ -6,7 +6,7 @@ It loads no torch: an exported model does without.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 from PIL import Image
@@ -75,6 +75,7 @@ class Captioner(ABC):
         batch_size: int = 16,
         prefix: str = "",
         banned_words: Sequence[str] = (),
+        forced_words: Sequence[str] = (),
         **options: Any,
     ) -> Caption | list[Caption]:
         """Caption one image, or a list of images.
@@ -84,6 +85,7 @@ class Captioner(ABC):
             batch_size: images captioned at once.
             prefix: how every caption starts: "a photo of".
             banned_words: words, or sequences of words, that no caption uses as the tokenizer spells them here.
+            forced_words: words, or sequences of words, that every caption holds, likewise; beam search alone can do it.
             options: fields of `GenerationOptions`.
 
         Raises:
@@ -91,31 +93,44 @@ class Captioner(ABC):
             CaptionerError: an option is unknown or out of range.
         """
         if isinstance(images, (str, bytes, Path, Image.Image)):
-            return self([images], batch_size=batch_size, prefix=prefix, banned_words=banned_words, **options)[0]
+            words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
+            return self([images], batch_size=batch_size, **words, **options)[0]
         if batch_size < 1:
             raise CaptionerError(f"batch_size must be at least 1; it is {batch_size}")
         if prefix:
             options["prefix_ids"] = self._token_ids(prefix)
         if banned_words:
             options["banned_ids"] = tuple(map(self._token_ids, banned_words))
-        chosen = _options(options)
+        if forced_words:
+            options["force_words_ids"] = tuple(map(self._token_ids, forced_words))
+        stream = self.stream(_options(options))
         captions: list[Caption] = []
         for start in range(0, len(images), batch_size):
             batch = [self.preprocess(load_image(image)) for image in images[start : start + batch_size]]
-            captions += self.caption(np.stack(batch), chosen)
-        return captions
+            captions += stream.add(np.stack(batch))
+        return captions + stream.finish()
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """An upright RGB image -> pixel values [3, H, W], float32, as the model was trained on. Safe in threads."""
 
     @abstractmethod
-    def caption(self, pixel_values: np.ndarray, options: GenerationOptions) -> list[Caption]:
-        """Caption a batch of preprocessed images [B, 3, H, W]."""
+    def stream(self, options: GenerationOptions) -> "CaptionStream":
+        """Where preprocessed images go in, batch after batch, and captions come out."""
 
     @abstractmethod
     def _token_ids(self, text: str) -> tuple[int, ...]:
         """How the tokenizer spells it, without the end of sequence."""
+
+
+class CaptionStream(Protocol):
+    """Captions of any number of images, in their order."""
+
+    def add(self, pixel_values: np.ndarray) -> list[Caption]:
+        """Take in a batch of preprocessed images [B, 3, H, W]; give the captions that are next and there by now."""
+
+    def finish(self) -> list[Caption]:
+        """The captions of all images that are left."""
 
 
 def _options(fields: dict[str, Any]) -> GenerationOptions:

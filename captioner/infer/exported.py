@@ -40,8 +40,22 @@ class OnnxCaptioner(Captioner):
     def preprocess(self, image: Image.Image) -> np.ndarray:
         return self.exported.preprocess(image)
 
-    def caption(self, pixel_values: np.ndarray, options: GenerationOptions) -> list[Caption]:
-        return self.exported.caption(pixel_values, search_options(options))
+    def stream(self, options: GenerationOptions) -> "OnnxCaptionStream":
+        return OnnxCaptionStream(self.exported, search_options(options))
+
+
+class OnnxCaptionStream:
+    """Captions every batch as it comes."""
+
+    def __init__(self, exported: ExportedCaptioner, options: SearchOptions) -> None:
+        self.exported = exported
+        self.options = options
+
+    def add(self, pixel_values: np.ndarray) -> list[Caption]:
+        return self.exported.caption(pixel_values, self.options)
+
+    def finish(self) -> list[Caption]:
+        return []
 
 
 def search_options(options: GenerationOptions) -> SearchOptions:

@@ -1,16 +1,19 @@
 """Decoding, apart from the model: frozen options in, hypotheses with their log-probabilities out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from captioner.errors import CaptionerError
+from captioner.infer.diverse_beams import DiverseBeams
+from captioner.infer.forced_words import ForcedBeams, holds
 from captioner.infer.options import GenerationOptions
-from captioner.infer.search import Beams, Captions, StepDecoder
+from captioner.infer.search import Beams, Captions
+from captioner.infer.step_decoder import StepDecoder
 
 CHECK_EVERY = 4
 """Steps between two looks at which images are done. An accelerator has to be waited for at each; a CPU looks always."""
@@ -49,19 +52,157 @@ def generate(
         encoder_inputs: `pixel_values` [B, 3, H, W], or `trunk_features` [B, P, C], or `encoder_outputs`.
 
     Returns:
-        For each of the B images its `num_return_sequences` hypotheses, best first.
+        For each of the B images its `num_return_sequences` hypotheses, best first; fewer where forced words leave
+        fewer.
 
     Raises:
-        CaptionerError: `min_new_tokens` or the prefix is more than the model can hold; it has no such token.
+        CaptionerError: `min_new_tokens`, the prefix or the forced words are more than the model can hold; it has no
+            such token; no caption keeps all the rules.
     """
-    longest = min(options.max_new_tokens, model.config.max_position_embeddings - len(options.prefix_ids))
-    _check(model, options, longest)
+    stream = GenerationStream(model, options)
     outputs = (
         encoder_inputs["encoder_outputs"] if "encoder_outputs" in encoder_inputs else model.encoder(**encoder_inputs)
     )
-    start = model.config.decoder_start_token_id
-    prompt = torch.tensor([start, *options.prefix_ids], device=outputs[0].device)
-    return _search(model, outputs[0], options, prompt, longest)
+    return stream.add(outputs[0]) + stream.finish()
+
+
+class GenerationStream:
+    """Batch after batch of images through a decoder that stays full: as images are done, new ones take their places
+    (iteration-level scheduling, Yu et al. 2022, https://www.usenix.org/conference/osdi22/presentation/yu).
+
+    Hypotheses come in the order of the images, and are those that `generate` gives for each image alone.
+    """
+
+    def __init__(self, model: PreTrainedModel, options: GenerationOptions) -> None:
+        """As in `generate`, and the same errors."""
+        self.model = model
+        self.options = options
+        self.longest = min(options.max_new_tokens, model.config.max_position_embeddings - len(options.prefix_ids))
+        _check(model, options, self.longest)
+        self.decoding: _Decoding | None = None
+        self.finished: dict[int, list[Hypothesis]] = {}
+        self.added = self.given = 0
+
+    @torch.inference_mode()
+    def add(self, encoder_hidden_states: Tensor) -> list[list[Hypothesis]]:
+        """Take in image tokens [B, P, D], and go on until all of them have a place: as many as the first B there are.
+
+        Returns:
+            The hypotheses, best first, of each image whose turn has come.
+        """
+        numbers = range(self.added, self.added + len(encoder_hidden_states))
+        self.added = numbers.stop
+        waiting = _Decoding(self.model, encoder_hidden_states, self.options, self.longest, numbers)
+        if self.decoding is None:
+            self.decoding = waiting
+            return []
+        while True:
+            self.finished |= self.decoding.collect()
+            self.decoding.refill(waiting)
+            if not waiting.images:
+                return self._in_turn()
+            self.decoding.step()
+
+    @torch.inference_mode()
+    def finish(self) -> list[list[Hypothesis]]:
+        """The hypotheses of all images that are left."""
+        while self.decoding is not None:
+            self.finished |= self.decoding.collect()
+            if not self.decoding.images:
+                break
+            self.decoding.shrink()
+            self.decoding.step()
+        self.decoding = None
+        return self._in_turn()
+
+    def _in_turn(self) -> list[list[Hypothesis]]:
+        groups = []
+        while self.given in self.finished:
+            groups.append(self.finished.pop(self.given))
+            self.given += 1
+        return groups
+
+
+class _Decoding:
+    """Images whose captions are in the making, at places of a batch, every one at a step of its own.
+
+    Attributes:
+        images: by place, the number of the image there; a place that is not among them is free.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        encoder_hidden_states: Tensor,
+        options: GenerationOptions,
+        longest: int,
+        numbers: Iterable[int],
+    ) -> None:
+        """Start with image tokens [B, P, D] of the images `numbers`: their captions have the first new token."""
+        self.options = options
+        self.longest = longest
+        self.images = dict(enumerate(numbers))
+        self.places = len(self.images)
+        self.steps = [1] * self.places
+        self.device = encoder_hidden_states.device
+        prompt = torch.tensor([model.config.decoder_start_token_id, *options.prefix_ids], device=self.device)
+        self.decoder = StepDecoder(model, encoder_hidden_states, options.num_captions, options.num_beams != 1, longest)
+        logits = self.decoder.start(prompt)
+        prefix = prompt[1:].expand(len(logits), -1)[..., None]
+        prefix_log_probs = logits[:, :-1].log_softmax(-1).gather(-1, prefix)[..., 0]
+        self.captions = self._captions(prompt, prefix_log_probs, model.config)
+        self.captions.advance(logits[:, -1:].expand(-1, options.num_captions, -1), 1)
+        self.since_check = 0
+
+    def _captions(self, prompt: Tensor, prefix_log_probs: Tensor, config: PreTrainedConfig) -> Captions:
+        arguments = self.options, prompt, prefix_log_probs, config.eos_token_id, self.longest
+        if self.options.force_words_ids:
+            return ForcedBeams(*arguments, config.vocab_size)
+        if self.options.num_beam_groups > 1:
+            return DiverseBeams(*arguments)
+        return Captions(*arguments) if self.options.num_beams == 1 else Beams(*arguments)
+
+    def step(self) -> None:
+        """A token more for every caption."""
+        oldest = max(self.steps[place] for place in self.images)
+        logits = self.decoder.step(self.captions.tokens, self.captions.parents, oldest)
+        self.captions.advance(logits, oldest + 1)
+        self.steps = [steps + 1 for steps in self.steps]
+        self.since_check += 1
+
+    def collect(self) -> dict[int, list[Hypothesis]]:
+        """Take out the images that are done: their hypotheses by number."""
+        is_full = any(self.steps[place] >= self.longest for place in self.images)
+        if self.device.type != "cpu" and self.since_check < CHECK_EVERY and not is_full:
+            return {}
+        self.since_check = 0
+        is_done = self.captions.done.tolist()
+        places = [place for place in self.images if is_done[place]]
+        groups = _hypotheses(self.captions, places, self.options)
+        return {self.images.pop(place): group for place, group in zip(places, groups, strict=True)}
+
+    def refill(self, waiting: "_Decoding") -> None:
+        """Move images that wait to the places that are free."""
+        free = [place for place in range(self.places) if place not in self.images]
+        moved = list(zip(free, list(waiting.images), strict=False))
+        for place, other in moved:
+            self.images[place], self.steps[place] = waiting.images.pop(other), waiting.steps[other]
+        if moved:
+            places, others = torch.tensor(moved, device=self.device).unbind(1)
+            self.decoder.put(places, waiting.decoder, others)
+            self.captions.put(places, waiting.captions, others)
+
+    def shrink(self) -> None:
+        """Give up the places that are free."""
+        if 4 * (self.places - len(self.images)) < self.places:
+            return  # for fewer it does not pay to move the others' keys and values
+        kept = sorted(self.images)
+        places = torch.tensor(kept, device=self.device)
+        self.decoder.keep(places)
+        self.captions.keep(places)
+        self.images = dict(enumerate(self.images[place] for place in kept))
+        self.steps = [self.steps[place] for place in kept]
+        self.places = len(kept)
 
 
 def _check(model: PreTrainedModel, options: GenerationOptions, longest: int) -> None:
@@ -72,55 +213,36 @@ def _check(model: PreTrainedModel, options: GenerationOptions, longest: int) -> 
         )
     if options.min_new_tokens > longest:
         raise CaptionerError(f"min_new_tokens is {options.min_new_tokens}; this model writes at most {longest} tokens")
-    for ids in (options.prefix_ids, *options.banned_ids):
+    for ids in (options.prefix_ids, *options.banned_ids, *options.force_words_ids):
         if not all(0 <= token < model.config.vocab_size for token in ids):
             raise CaptionerError(f"tokens {ids}: this model has those from 0 to {model.config.vocab_size - 1}")
-    if model.config.eos_token_id in options.prefix_ids:
-        raise CaptionerError(f"prefix_ids {options.prefix_ids} hold the end of sequence, {model.config.eos_token_id}")
+    for name, ids in (
+        ("prefix_ids", options.prefix_ids),
+        *(("force_words_ids", ids) for ids in options.force_words_ids),
+    ):
+        if model.config.eos_token_id in ids:
+            raise CaptionerError(f"{name} {ids} hold the end of sequence, {model.config.eos_token_id}")
+    _check_forced(options, longest)
 
 
-def _search(
-    model: PreTrainedModel, encoder_hidden_states: Tensor, options: GenerationOptions, prompt: Tensor, longest: int
-) -> list[list[Hypothesis]]:
-    """Captions for image tokens [B, P, D], step by step; images that are done leave the batch."""
-    is_beam_search, end = options.num_beams != 1, model.config.eos_token_id
-    decoder = StepDecoder(model, encoder_hidden_states, options.num_captions, is_beam_search)
-    logits = decoder.start(prompt, longest - 1)
-    prefix = prompt[1:].expand(len(logits), -1)[..., None]
-    prefix_log_probs = logits[:, :-1].log_softmax(-1).gather(-1, prefix)[..., 0]
-    captions = (Beams if is_beam_search else Captions)(options, prompt, prefix_log_probs, end)
-    logits = logits[:, -1:].expand(-1, options.num_captions, -1)
-
-    images = list(range(len(encoder_hidden_states)))
-    finished: dict[int, list[Hypothesis]] = {}
-    check_every = 1 if prompt.device.type == "cpu" else CHECK_EVERY
-    for step in range(1, longest + 1):
-        is_last = step == longest
-        tokens, parents = captions.advance(logits, is_last)
-        if is_last or step % check_every == 0:
-            done = [row for row, is_done in enumerate(captions.done.tolist()) if is_done or is_last]
-            if 4 * len(done) >= len(images):  # for fewer it does not pay to move the others' keys and values
-                for row, group in zip(done, _hypotheses(captions, done, options, end), strict=True):
-                    finished[images[row]] = group
-                left = sorted(set(range(len(images))) - set(done))
-                if not left:
-                    break
-                images = [images[row] for row in left]
-                kept = torch.tensor(left, device=prompt.device)
-                decoder.keep(kept)
-                captions.keep(kept)
-                tokens, parents = tokens[kept], parents[kept]
-        logits = decoder.step(tokens, parents)
-    return [finished[image] for image in sorted(finished)]
+def _check_forced(options: GenerationOptions, longest: int) -> None:
+    needed = sum(len(ids) for ids in options.force_words_ids if not holds(options.prefix_ids, ids))
+    if needed > longest:
+        raise CaptionerError(f"force_words_ids are {needed} tokens; a caption may have {longest} here")
+    for banned in options.banned_ids:
+        if any(holds(ids, banned) for ids in options.force_words_ids):
+            raise CaptionerError(f"tokens {banned} are banned, and among those that force_words_ids asks for")
 
 
-def _hypotheses(captions: Captions, rows: list[int], options: GenerationOptions, end: int) -> list[list[Hypothesis]]:
+def _hypotheses(captions: Captions, rows: list[int], options: GenerationOptions) -> list[list[Hypothesis]]:
     """The captions of the images in these rows, best first."""
-    sequences, log_probs = (tensor.tolist() for tensor in captions.written(rows))
+    sequences, log_probs, is_found = (tensor.tolist() for tensor in captions.written(rows))
     groups = [
-        [_hypothesis(ids[1:], values, end) for ids, values in zip(*image, strict=True)]
-        for image in zip(sequences, log_probs, strict=True)
+        [_hypothesis(ids[1:], values, captions.end) for ids, values, found in zip(*image, strict=True) if found]
+        for image in zip(sequences, log_probs, is_found, strict=True)
     ]
+    if not all(groups):
+        raise CaptionerError("found no caption that keeps all the rules: forced, banned and repeated words")
     if options.do_sample:  # beams arrive ranked, draws do not
         groups = [sorted(group, key=lambda hypothesis: -hypothesis.mean_log_prob) for group in groups]
     return groups

@@ -19,6 +19,9 @@ class GenerationOptions:
         no_repeat_ngram_size: no n-gram of this many tokens occurs twice; 0 switches it off.
         prefix_ids: tokens that every caption starts with; they do not count as new.
         banned_ids: sequences of tokens that no caption goes on with, one token of which may be all.
+        force_words_ids: sequences of tokens that every caption holds, in any order; beam search alone can do that.
+        num_beam_groups: groups of beams that differ from one another, for captions that do: it divides `num_beams`.
+        diversity_penalty: taken off a token's log-probability for each beam of the groups before that has chosen it.
         length_penalty: beams are ranked by sum(log p) / length ** length_penalty; above 0 favours longer captions.
         do_sample: draw tokens instead of searching for the most probable ones.
         temperature: logits are divided by it before drawing.
@@ -38,6 +41,9 @@ class GenerationOptions:
     no_repeat_ngram_size: int = 0
     prefix_ids: tuple[int, ...] = ()
     banned_ids: tuple[tuple[int, ...], ...] = ()
+    force_words_ids: tuple[tuple[int, ...], ...] = ()
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
     length_penalty: float = 1.0
     do_sample: bool = False
     temperature: float = 1.0
@@ -53,6 +59,7 @@ class GenerationOptions:
         self._require(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", "at most max_new_tokens")
         self._require(math.isfinite(self.length_penalty), "length_penalty", "a finite number")
         self._require(all(self.banned_ids), "banned_ids", "sequences of at least 1 token")
+        self._require(all(self.force_words_ids), "force_words_ids", "sequences of at least 1 token")
         self._require(0 < self.temperature < math.inf, "temperature", "above 0")
         self._require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         self._require(self.seed is None or 0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1")
@@ -69,6 +76,15 @@ class GenerationOptions:
             self._require(self.num_beams == 1, "num_beams", "1 or left out with do_sample")
         else:
             self._require(self.num_return_sequences <= self.num_beams, "num_return_sequences", "at most num_beams")
+        self._require(1 <= self.num_beam_groups <= self.num_beams, "num_beam_groups", "between 1 and num_beams")
+        self._require(self.num_beams % self.num_beam_groups == 0, "num_beam_groups", "a divisor of num_beams")
+        if self.num_beam_groups > 1:
+            self._require(0 < self.diversity_penalty < math.inf, "diversity_penalty", "above 0 with num_beam_groups")
+            self._require(not self.force_words_ids, "force_words_ids", "left out with num_beam_groups")
+        else:
+            self._require(self.diversity_penalty == 0, "diversity_penalty", "left out without num_beam_groups")
+        if self.force_words_ids:
+            self._require(self.num_beams > 1, "num_beams", "at least 2 with force_words_ids")
 
     @property
     def num_captions(self) -> int:

@@ -1,16 +1,10 @@
-"""The searches behind `generate`: the decoder a step at a time, and what is chosen at each step.
+"""The searches behind `generate`: what is chosen at each step.
 
-Shapes: B images, K captions an image, T tokens so far (prompt included), S slots of the cache, H heads, D width,
-V vocabulary.
+Shapes: B images, K captions an image, T tokens of the prompt, M places for the tokens of a caption, V vocabulary.
 """
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 from transformers.generation import (
     LogitsProcessorList,
     TemperatureLogitsWarper,
@@ -18,169 +12,78 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-if TYPE_CHECKING:
-    from captioner.infer.options import GenerationOptions
+from captioner.infer.constraints import Forbidden
+from captioner.infer.options import GenerationOptions
+from captioner.infer.step_decoder import gather_captions
 
 NOT_YET = -1e9
 """Score of a beam that is not there: below that of any caption."""
 
 
-class SlotLayer(DynamicLayer):
-    """Self-attention keys and values [N, H, S, D / H] of a layer, written in place: none is copied as captions grow."""
-
-    def __init__(self, slots: int) -> None:
-        super().__init__()
-        self.slots = slots
-        self.filled = 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, heads, _, width = key_states.shape
-        self.keys = key_states.new_empty(rows, heads, self.slots, width)
-        self.values = value_states.new_empty(rows, heads, self.slots, width)
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start, self.filled = self.filled, self.filled + key_states.shape[2]
-        self.keys[:, :, start : self.filled] = key_states
-        self.values[:, :, start : self.filled] = value_states
-        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
-
-    def get_seq_length(self) -> int:
-        return self.filled
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Move the rows to keep to the front, and forget the others."""
-        for states in (self.keys, self.values):
-            states[: len(indices), :, : self.filled] = states[indices, :, : self.filled]
-        self.keys, self.values = self.keys[: len(indices)], self.values[: len(indices)]
-
-
-class StepDecoder:
-    """The decoder, a step at a time, over K captions of each of B images.
-
-    What is cached is written once and stays where it is. Captions that only grow have a row of the cache each. Beams
-    branch: those of an image share a row, where each step puts their K tokens side by side, and a mask shows a beam its
-    own ancestors (tree attention, Miao et al. 2023, https://arxiv.org/abs/2305.09781, section 4.2). A beam that gives
-    way to another thus changes the mask, and no key or value moves. The image's keys and values are there once.
-    """
-
-    def __init__(self, model: PreTrainedModel, encoder_hidden_states: Tensor, captions: int, branching: bool) -> None:
-        """`encoder_hidden_states` are [B, P, D]."""
-        self.model = model
-        self.encoder_hidden_states = encoder_hidden_states
-        self.captions = captions
-        self.branching = branching
-
-    def start(self, prompt: Tensor, steps: int) -> Tensor:
-        """A prompt [T] of all captions -> logits [B, T, V] of the tokens after each of its own; `steps` may follow."""
-        images = len(self.encoder_hidden_states)
-        rows, step_slots = (images, self.captions) if self.branching else (images * self.captions, 1)
-        layers = [SlotLayer(len(prompt) + steps * step_slots) for _ in self.model.decoder.layers]
-        self.cache = EncoderDecoderCache(Cache(layers=layers), DynamicCache())
-        self.length = len(prompt)
-        self.visible = prompt.new_ones(images, self.captions, self.length, dtype=torch.bool)
-        self.itself = torch.eye(self.captions, dtype=torch.bool, device=prompt.device)
-        return self._logits(prompt.expand(rows, -1))[:: rows // images]
-
-    def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Tokens [B, K], each the next of the caption `parents` [B, K] -> logits [B, K, V] of the tokens after them."""
-        if not self.branching:
-            return self._logits(tokens.view(-1, 1)).view(*tokens.shape, -1)
-        itself = self.itself.expand(len(tokens), -1, -1)
-        self.visible = torch.cat([gather_captions(self.visible, parents), itself], dim=-1)
-        position = torch.full((1,), self.length, device=tokens.device)
-        self.length += 1
-        return self._logits(tokens, self.visible[:, None], position)
-
-    def keep(self, images: Tensor) -> None:
-        """Go on with these images alone."""
-        rows = images
-        if not self.branching:
-            rows = (images[:, None] * self.captions + torch.arange(self.captions, device=images.device)).flatten()
-        for layer in self.cache.self_attention_cache.layers:
-            layer.batch_select_indices(rows)
-        self.cache.cross_attention_cache.batch_select_indices(images)
-        self.encoder_hidden_states = self.encoder_hidden_states[images]
-        self.visible = self.visible[images]
-
-    def _logits(self, tokens: Tensor, mask: Tensor | None = None, position: Tensor | None = None) -> Tensor:
-        hidden_states = self.model.decoder(tokens, self.encoder_hidden_states, mask, self.cache, position)
-        return self.model.lm_head(hidden_states).float()
-
-
-class Constraints:
-    """What may not be the next token, whatever the model thinks of it."""
-
-    def __init__(self, options: "GenerationOptions", prompt: Tensor, end: int) -> None:
-        self.least = len(prompt) + options.min_new_tokens
-        self.ngram = options.no_repeat_ngram_size
-        self.banned = [(prompt.new_tensor(ids[:-1]), ids[-1]) for ids in options.banned_ids]
-        self.end = end
-
-    def __call__(self, scores: Tensor, sequences: Tensor) -> Tensor:
-        """Scores [B, K, V] of the tokens after `sequences` [B, K, T] -> the same, -inf at the forbidden."""
-        scores, length = scores.clone(), sequences.shape[-1]
-        if length < self.least:
-            scores[..., self.end] = -torch.inf
-        if 0 < self.ngram <= length:
-            ngrams = sequences.unfold(-1, self.ngram, 1)
-            repeats = (ngrams[..., :-1] == sequences[..., None, length + 1 - self.ngram :]).all(-1)
-            limits = torch.where(repeats, -torch.inf, torch.inf).to(scores)
-            scores.scatter_reduce_(-1, ngrams[..., -1], limits, "amin")
-        for before, last in self.banned:
-            if len(before) <= length:
-                completes = (sequences[..., length - len(before) :] == before).all(-1)
-                scores[..., last].masked_fill_(completes, -torch.inf)
-        return scores
-
-
 class Captions:
     """The captions of B images in the making, K each, every one going on from itself: greedy, or drawn.
 
+    Every image is at a step of its own. One that is done stays as it is, until another takes its place.
+
     Attributes:
-        sequences: [B, K, T], prompt included.
-        log_probs: [B, K, T - 1], those of all tokens but the first, under the model itself.
+        sequences: [B, K, M], prompt included. The last place is for what is written after the longest caption.
+        log_probs: [B, K, M - 1], those of all tokens but the first, under the model itself.
+        lengths: [B], tokens of the sequences by now.
+        tokens: [B, K], the newest.
+        parents: [B, K], the caption of the step before that each goes on from.
         done: [B], images whose captions are complete.
     """
 
-    def __init__(self, options: "GenerationOptions", prompt: Tensor, prompt_log_probs: Tensor, end: int) -> None:
-        """`prompt_log_probs` [B, T - 1] are those of a prompt [T] on each image."""
+    per_image: tuple[str, ...] = ("sequences", "log_probs", "lengths", "tokens", "parents", "ended", "done")
+
+    def __init__(
+        self, options: GenerationOptions, prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int
+    ) -> None:
+        """`prompt_log_probs` [B, T - 1] are those of a prompt [T] on each image; `longest` tokens may follow it."""
         images, self.count = len(prompt_log_probs), options.num_captions
         self.options = options
         self.end = end
-        self.forbid = Constraints(options, prompt, end)
-        self.sequences = prompt.expand(images, self.count, -1)
-        self.log_probs = prompt_log_probs[:, None].expand(-1, self.count, -1)
-        self.parents = torch.arange(self.count, device=prompt.device).expand(images, -1)
-        self.ended = torch.zeros(images, self.count, dtype=torch.bool, device=prompt.device)
+        self.prompt_length = len(prompt)
+        self.full_length = len(prompt) + longest
+        self.forbid = Forbidden(options, prompt, end)
+        self.sequences = prompt.new_zeros(images, self.count, self.full_length + 1)
+        self.sequences[..., : len(prompt)] = prompt
+        self.log_probs = prompt_log_probs.new_zeros(images, self.count, self.full_length)
+        self.log_probs[..., : len(prompt) - 1] = prompt_log_probs[:, None]
+        self.lengths = prompt.new_full((images,), len(prompt))
+        self.tokens = prompt.new_zeros(images, self.count)
+        self.parents = torch.arange(self.count, device=prompt.device).repeat(images, 1)
+        self.ended = torch.zeros_like(self.tokens, dtype=torch.bool)
         self.done = self.ended.all(1)
         if options.seed is not None:
             self.generator = torch.Generator().manual_seed(options.seed)
+            self.noise: list[Tensor] = []
 
-    def advance(self, logits: Tensor, is_last: bool) -> tuple[Tensor, Tensor]:
-        """Choose the tokens [B, K] after the sequences by their logits [B, K, V].
+    def advance(self, logits: Tensor, most_steps: int) -> None:
+        """Choose the tokens after the sequences by their logits [B, K, V].
 
-        Returns:
-            The tokens, and for each the caption [B, K] that it goes on from.
+        `most_steps` is the number of this step to the image that came first of those still in the making.
         """
-        scores = self.forbid(logits, self.sequences)
-        tokens = (self._draw(scores) if self.options.do_sample else scores.argmax(-1))[..., None]
-        self.sequences = torch.cat([self.sequences, tokens], dim=-1)
-        self.log_probs = torch.cat([self.log_probs, logits.log_softmax(-1).gather(-1, tokens)], dim=-1)
-        self.ended = self.ended | (tokens[..., 0] == self.end)
-        self.done = self.ended.all(1)
-        return tokens[..., 0], self.parents[: len(tokens)]
+        scores = self.forbid(logits, self.sequences, self.lengths)
+        self.tokens = self._draw(scores, most_steps) if self.options.do_sample else scores.argmax(-1)
+        log_probs = logits.log_softmax(-1).gather(-1, self.tokens[..., None])[..., 0]
+        self._write(self.sequences, self.tokens, self.log_probs, log_probs)
+        self.ended = self.ended | (self.tokens == self.end)
+        self.lengths = (self.lengths + 1).clamp(max=self.full_length)
+        self.done = self.done | self.ended.all(1) | (self.lengths == self.full_length)
 
-    def _draw(self, scores: Tensor) -> Tensor:
+    def _write(self, sequences: Tensor, tokens: Tensor, log_probs: Tensor, token_log_probs: Tensor) -> None:
+        """Put tokens and their log-probabilities, both [B, J], at the end of [B, J, M] and [B, J, M - 1]."""
+        place = self.lengths[:, None, None].expand(-1, tokens.shape[1], -1)
+        sequences.scatter_(-1, place, tokens[..., None])
+        log_probs.scatter_(-1, place - 1, token_log_probs[..., None])
+
+    def _draw(self, scores: Tensor, most_steps: int) -> Tensor:
         """[B, K, V] -> [B, K], by temperature, top-k and top-p.
 
         With a seed by the Gumbel-max trick: argmax(logits + Gumbel noise) is a draw from softmax(logits) (Maddison et
-        al. 2014, https://arxiv.org/abs/1411.0030). The noise of a step, [K, V], is shared by the images, which makes an
-        image's captions independent of its neighbours.
+        al. 2014, https://arxiv.org/abs/1411.0030). The noise of an image's n-th step, [K, V], is the same for all
+        images, which makes an image's captions independent of its neighbours.
         """
         options = self.options
         warpers = LogitsProcessorList([TemperatureLogitsWarper(float(options.temperature))])
@@ -191,18 +94,29 @@ class Captions:
         warped = warpers(None, scores.flatten(0, 1))
         if options.seed is None:
             return torch.multinomial(warped.softmax(-1), 1).view(scores.shape[:2])
-        uniform = torch.rand(scores.shape[1:], generator=self.generator, dtype=torch.float64)
-        noise = -torch.log(-torch.log(uniform.clamp(min=1e-300))).to(scores)
-        return (warped.view(scores.shape) + noise).argmax(-1)
+        while len(self.noise) < min(most_steps, self.full_length - self.prompt_length):
+            uniform = torch.rand(scores.shape[1:], generator=self.generator, dtype=torch.float64)
+            self.noise.append(-torch.log(-torch.log(uniform.clamp(min=1e-300))).to(scores))
+        steps = (self.lengths - self.prompt_length).clamp(max=len(self.noise) - 1)
+        return (warped.view(scores.shape) + torch.stack(self.noise)[steps]).argmax(-1)
 
     def keep(self, images: Tensor) -> None:
         """Go on with these images alone."""
-        self.sequences, self.log_probs = self.sequences[images], self.log_probs[images]
-        self.ended, self.done = self.ended[images], self.done[images]
+        for name in self.per_image:
+            setattr(self, name, getattr(self, name)[images])
 
-    def written(self, images: list[int]) -> tuple[Tensor, Tensor]:
-        """Sequences and log-probabilities of these images' captions; what stands after an end of sequence is void."""
-        return self.sequences[images], self.log_probs[images]
+    def put(self, images: Tensor, other: "Captions", others: Tensor) -> None:
+        """Let the images `others` of `other` take the places of these images."""
+        for name in self.per_image:
+            getattr(self, name)[images] = getattr(other, name)[others]
+
+    def written(self, images: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Sequences [b, k, M - 1], log-probabilities [b, k, M - 2] of these images' captions, and [b, k], which are.
+
+        What stands after an end of sequence is void.
+        """
+        sequences = self.sequences[images, :, :-1]
+        return sequences, self.log_probs[images, :, :-1], torch.ones_like(sequences[..., 0], dtype=torch.bool)
 
 
 class Beams(Captions):
@@ -212,53 +126,63 @@ class Beams(Captions):
     image is done once its K captions all score above what its best beam has now.
     """
 
-    def __init__(self, options: "GenerationOptions", prompt: Tensor, prompt_log_probs: Tensor, end: int) -> None:
-        super().__init__(options, prompt, prompt_log_probs, end)
-        self.prompt_length = len(prompt)
+    per_image = (*Captions.per_image, "scores", "best_scores", "best_sequences", "best_log_probs")
+
+    def __init__(
+        self, options: GenerationOptions, prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int
+    ) -> None:
+        super().__init__(options, prompt, prompt_log_probs, end, longest)
         # All beams of an image are the same at first: one of them goes on.
-        self.scores = prompt_log_probs.new_full(self.ended.shape, NOT_YET)
+        self.scores = self.log_probs.new_full(self.ended.shape, NOT_YET)
         self.scores[:, 0] = 0
         self.best_scores = torch.full_like(self.scores, NOT_YET)
-        self.best_sequences, self.best_log_probs = self.sequences, self.log_probs
+        self.best_sequences, self.best_log_probs = self.sequences.clone(), self.log_probs.clone()
+        powers = [1.0] + [length**options.length_penalty for length in range(1, longest + 1)]
+        self.powers = self.log_probs.new_tensor(powers)
 
-    def advance(self, logits: Tensor, is_last: bool) -> tuple[Tensor, Tensor]:
+    def advance(self, logits: Tensor, most_steps: int) -> None:
         log_probs = logits.log_softmax(-1)
-        totals = self.forbid(log_probs, self.sequences) + self.scores[..., None]
-        # At most K of the 2 K best can end.
-        totals, chosen = totals.flatten(1).topk(2 * self.count)
+        totals, chosen = self._candidates(self._totals(log_probs))
         parents, tokens = chosen // logits.shape[-1], chosen % logits.shape[-1]
-        sequences = torch.cat([gather_captions(self.sequences, parents), tokens[..., None]], dim=-1)
-        token_log_probs = log_probs.flatten(1).gather(1, chosen)[..., None]
-        log_probs = torch.cat([gather_captions(self.log_probs, parents), token_log_probs], dim=-1)
-        ends = torch.ones_like(tokens, dtype=torch.bool) if is_last else tokens == self.end
-        length = (sequences.shape[-1] - self.prompt_length) ** self.options.length_penalty
-        self._collect(sequences, log_probs, totals / length, ends)
+        sequences, written = (gather_captions(tensor, parents) for tensor in (self.sequences, self.log_probs))
+        self._write(sequences, tokens, written, log_probs.flatten(1).gather(1, chosen))
 
-        self.scores, going_on = (totals + ends * NOT_YET).topk(self.count)
-        self.sequences = gather_captions(sequences, going_on)
-        self.log_probs = gather_captions(log_probs, going_on)
-        self.done = self.done | (self.scores[:, 0] / length <= self.best_scores.amin(1))
-        return tokens.gather(1, going_on), parents.gather(1, going_on)
+        self.lengths = (self.lengths + 1).clamp(max=self.full_length)
+        is_last = self.lengths == self.full_length
+        power = self.powers[self.lengths - self.prompt_length][:, None]
+        ends = tokens == self.end
+        self._collect(sequences, written, totals / power, ends | is_last[:, None])
+
+        self.scores, going_on = self._going_on(totals, ends)
+        self.sequences, self.log_probs = (gather_captions(tensor, going_on) for tensor in (sequences, written))
+        self.tokens, self.parents = tokens.gather(1, going_on), parents.gather(1, going_on)
+        self.done = self.done | is_last | (self._attainable(totals) / power[:, 0] <= self.best_scores.amin(1))
+
+    def _totals(self, log_probs: Tensor) -> Tensor:
+        """The scores of all continuations, [B, K, V] like their tokens' log-probabilities."""
+        return self.forbid(log_probs, self.sequences, self.lengths) + self.scores[..., None]
+
+    def _attainable(self, totals: Tensor) -> Tensor:
+        """The best score [B] that a caption still to end may have, given those of the candidates."""
+        return self.scores.amax(1)
+
+    def _candidates(self, totals: Tensor) -> tuple[Tensor, Tensor]:
+        """The best of [B, K, V]: scores [B, J] and places among the K * V; the K first may end captions."""
+        return totals.flatten(1).topk(2 * self.count)  # at most K of the 2 K end, and K are left to go on
+
+    def _going_on(self, totals: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Of candidates [B, J] that do not end, the K that go on: their scores and places among the J."""
+        return (totals + ends * NOT_YET).topk(self.count)
 
     def _collect(self, sequences: Tensor, log_probs: Tensor, scores: Tensor, ends: Tensor) -> None:
         """Let those of the K best continuations that end compete with the captions that ended before."""
         first = slice(None), slice(self.count)
         scores = scores.masked_fill(~ends | self.done[:, None], NOT_YET)
         self.best_scores, best = torch.cat([self.best_scores, scores[first]], dim=1).topk(self.count)
-        before = F.pad(self.best_sequences, (0, 1)), F.pad(self.best_log_probs, (0, 1))
-        self.best_sequences = gather_captions(torch.cat([before[0], sequences[first]], dim=1), best)
-        self.best_log_probs = gather_captions(torch.cat([before[1], log_probs[first]], dim=1), best)
+        self.best_sequences = gather_captions(torch.cat([self.best_sequences, sequences[first]], dim=1), best)
+        self.best_log_probs = gather_captions(torch.cat([self.best_log_probs, log_probs[first]], dim=1), best)
 
-    def keep(self, images: Tensor) -> None:
-        super().keep(images)
-        self.scores, self.best_scores = self.scores[images], self.best_scores[images]
-        self.best_sequences, self.best_log_probs = self.best_sequences[images], self.best_log_probs[images]
-
-    def written(self, images: list[int]) -> tuple[Tensor, Tensor]:
-        count = self.options.num_return_sequences
-        return self.best_sequences[images, :count], self.best_log_probs[images, :count]
-
-
-def gather_captions(tensor: Tensor, captions: Tensor) -> Tensor:
-    """[B, K, T] at `captions` [B, J] -> [B, J, T]."""
-    return tensor.gather(1, captions[..., None].expand(-1, -1, tensor.shape[-1]))
+    def written(self, images: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = images, slice(self.options.num_return_sequences)
+        is_found = self.best_scores[wanted] > NOT_YET / 2
+        return self.best_sequences[wanted][..., :-1], self.best_log_probs[wanted][..., :-1], is_found

@@ -1,6 +1,7 @@
 """A trained checkpoint in `Captioner`'s place: computed by torch."""
 
 import math
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from captioner.errors import CaptionerError
 from captioner.hub import load_model
 from captioner.infer.caption import Caption, Tag, Token, likely_tags
 from captioner.infer.captioner import Captioner
-from captioner.infer.generation import Hypothesis, generate
+from captioner.infer.generation import GenerationStream, Hypothesis
 from captioner.infer.options import GenerationOptions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
@@ -54,13 +55,8 @@ class TorchCaptioner(Captioner):
     def preprocess(self, image: Image.Image) -> np.ndarray:
         return self.processor.image_processor.preprocessing(image)
 
-    def caption(self, pixel_values: np.ndarray, options: GenerationOptions) -> list[Caption]:
-        with torch.inference_mode():
-            pixels = torch.from_numpy(pixel_values).to(self.device, self.dtype)
-            encoder_outputs = self.model.encoder(pixel_values=pixels)
-            tags = self._tags(encoder_outputs.last_hidden_state)
-        groups = generate(self.model, {"encoder_outputs": encoder_outputs}, options)
-        return [self._caption(group, seen) for group, seen in zip(groups, tags, strict=True)]
+    def stream(self, options: GenerationOptions) -> "TorchCaptionStream":
+        return TorchCaptionStream(self, options)
 
     def _tags(self, encoder_hidden_states: Tensor) -> list[tuple[Tag, ...]]:
         head, config = self.model.heads.tags, self.model.config
@@ -81,6 +77,28 @@ class TorchCaptioner(Captioner):
             alternatives=tuple(self._caption([other]) for other in others),
             tags=tags,
         )
+
+
+class TorchCaptionStream:
+    """A `GenerationStream` with images before it and words behind it."""
+
+    def __init__(self, captioner: TorchCaptioner, options: GenerationOptions) -> None:
+        self.captioner = captioner
+        self.generation = GenerationStream(captioner.model, options)
+        self.tags: deque[tuple[Tag, ...]] = deque()  # of the images whose captions are not there yet
+
+    @torch.inference_mode()
+    def add(self, pixel_values: np.ndarray) -> list[Caption]:
+        pixels = torch.from_numpy(pixel_values).to(self.captioner.device, self.captioner.dtype)
+        encoder_hidden_states = self.captioner.model.encoder(pixel_values=pixels).last_hidden_state
+        self.tags.extend(self.captioner._tags(encoder_hidden_states))
+        return self._captions(self.generation.add(encoder_hidden_states))
+
+    def finish(self) -> list[Caption]:
+        return self._captions(self.generation.finish())
+
+    def _captions(self, groups: list[list[Hypothesis]]) -> list[Caption]:
+        return [self.captioner._caption(group, self.tags.popleft()) for group in groups]
 
 
 def _device(name: str | torch.device) -> torch.device:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from captioner import cli
 from captioner.infer.captioner import Captioner
-from captioner.infer.trained import TorchCaptioner
+from captioner.infer.trained import TorchCaptionStream
 
 
 @pytest.fixture
@@ -65,6 +65,6 @@ def test_an_unreadable_image_stops_the_measurement(evaluate, own_captions, tmp_p
 
 
 def test_an_unknown_metric_is_refused_before_anything_is_captioned(evaluate, own_captions, tmp_path, monkeypatch):
-    monkeypatch.setattr(TorchCaptioner, "caption", None)
+    monkeypatch.setattr(TorchCaptionStream, "add", None)
     status, _, err = evaluate("--data", tmp_path / "data.csv", "--metrics", "CIDEr,FOO")
     assert status == 2 and "unknown metric 'FOO'" in err

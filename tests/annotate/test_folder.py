@@ -17,7 +17,7 @@ from PIL import Image
 
 from captioner import cli
 from captioner.annotate import pipeline
-from captioner.infer.trained import TorchCaptioner
+from captioner.infer.trained import TorchCaptioner, TorchCaptionStream
 
 INFER = Path(__file__).parents[2] / "infer.py"
 
@@ -177,20 +177,20 @@ def test_infer_py_says_nothing_of_its_libraries_and_ends_as_the_command_does(pho
     assert finished.stderr.startswith("photos/03.png: ") and finished.stderr.count("\n") == 1
 
 
-KILLED_AT_THE_THIRD_BATCH = """
-import os, signal, sys
+KILLED_AFTER_FOUR_RECORDS = """
+import os, signal
 from captioner import cli
-from captioner.infer.trained import TorchCaptioner
+from captioner.annotate.folder import OutputFile
 
-caption, calls = TorchCaptioner.caption, []
+write, records = OutputFile.write, []
 
-def deadly(self, *arguments):
-    calls.append(1)
-    if len(calls) == 3:
+def deadly(self, record):
+    records.append(record)
+    if len(records) == 6:  # the first are the run's settings
         os.kill(os.getpid(), signal.SIGKILL)
-    return caption(self, *arguments)
+    write(self, record)
 
-TorchCaptioner.caption = deadly
+OutputFile.write = deadly
 cli.main()
 """
 
@@ -200,7 +200,7 @@ def test_a_killed_run_goes_on_where_it_stopped(annotate, photos, tiny_captioner,
     (photos / "03.png").write_bytes(b"broken")
     whole = annotate(photos, "-o", "whole.jsonl", "--batch-size", 2)
     arguments = ["annotate", "--model", str(tiny_captioner), "photos", "-o", "out.jsonl", "--batch-size", "2"]
-    killed = subprocess.run([sys.executable, "-c", KILLED_AT_THE_THIRD_BATCH, *arguments], check=False)
+    killed = subprocess.run([sys.executable, "-c", KILLED_AFTER_FOUR_RECORDS, *arguments], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not Path("out.jsonl").exists() and not Path("out.errors.jsonl").exists()
     with open("out.jsonl.part", "ab") as journal:
@@ -226,7 +226,7 @@ def test_a_journal_of_another_run_is_not_mixed_in(annotate, photos, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(TorchCaptioner, "caption", stop)
+        patched.setattr(TorchCaptionStream, "add", stop)
         outcome = annotate(photos, "-o", "out.jsonl")
         assert (outcome.status, outcome.err) == (130, "stopped; the same command goes on from out.jsonl.part\n")
     outcome = annotate(photos, "-o", "out.jsonl", "--num-beams", 2)

@@ -120,6 +120,11 @@ def test_mistakes_cost_one_line(model, exported, photos, tmp_path, monkeypatch, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_forced_words_are_refused_by_name(exported, photos):
+    with pytest.raises(CaptionerError, match="it has no force_words_ids"):
+        Captioner.from_pretrained(exported)(photos[0], forced_words=["dog"])
+
+
 def test_the_command_line_annotates_with_an_export(exported, photos, monkeypatch, capsys):
     assert run(monkeypatch, "annotate", photos[0], "--model", exported) == 0
     expected = Captioner.from_pretrained(exported)(photos[0]).text

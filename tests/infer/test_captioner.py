@@ -78,6 +78,11 @@ def test_a_prefix_starts_the_caption_and_banned_words_are_in_none(cap, photos):
     assert "".join(spelled) not in "".join(token.text for token in caption.tokens)
 
 
+def test_forced_words_are_in_every_caption(cap, photos):
+    for caption in cap(photos, num_beams=4, forced_words=["red", "a dog"], batch_size=2):
+        assert "red" in caption.text and "a dog" in caption.text
+
+
 def test_a_broken_image_in_a_list_is_named(cap, photos, tmp_path):
     broken = tmp_path / "notes.jpg"
     broken.write_text("not a photo")

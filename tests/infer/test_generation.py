@@ -7,9 +7,9 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from captioner.errors import CaptionerError
-from captioner.infer.generation import Hypothesis, generate
+from captioner.infer.generation import GenerationStream, Hypothesis, generate
 from captioner.infer.options import GenerationOptions
-from captioner.infer.search import StepDecoder
+from captioner.infer.step_decoder import StepDecoder
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 MODES = {
@@ -173,6 +173,49 @@ def test_a_caption_does_not_depend_on_the_batch_it_came_in(model, pixel_values, 
     together = generate(model, {"pixel_values": pixel_values}, MODES[mode])
     alone = [generate(model, {"pixel_values": image[None]}, MODES[mode])[0] for image in pixel_values]
     assert [[h.token_ids for h in group] for group in together] == [[h.token_ids for h in group] for group in alone]
+
+
+def stream(
+    model: CaptionerForConditionalGeneration, features: torch.Tensor, options: GenerationOptions, batch_size: int
+) -> list[list[tuple[int, ...]]]:
+    engine = GenerationStream(model, options)
+    groups = [group for batch in features.split(batch_size) for group in engine.add(batch)] + engine.finish()
+    return [[with_end(model, hypothesis) for hypothesis in group] for group in groups]
+
+
+STREAMS = {name: MODES[name] for name in DETERMINISTIC} | {
+    "constrained": SEARCHES["3 beams, constrained"],
+    "greedy, constrained": SEARCHES["greedy, constrained"],
+    "banned": SEARCHES["4 beams, banned words"],
+    "one token": GenerationOptions(num_beams=2, max_new_tokens=1),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_images_that_take_the_places_of_others_get_the_captions_they_get_alone(model, name):
+    features = 2 * torch.randn(43, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(4))
+    alone = [group for image in features.split(1) for group in stream(model, image, STREAMS[name], 1)]
+    assert stream(model, features, STREAMS[name], batch_size=5) == alone
+    assert stream(model, features, STREAMS[name], batch_size=1) == alone
+
+
+@pytest.mark.parametrize("name", ["greedy", "beams"])
+def test_the_decoder_stays_full_while_there_are_images(model, name, monkeypatch):
+    features = 2 * torch.randn(60, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(4))
+    rows, step = [], StepDecoder.step
+
+    def spy(decoder: StepDecoder, tokens: torch.Tensor, *args: object) -> torch.Tensor:
+        rows.append(len(tokens))
+        return step(decoder, tokens, *args)
+
+    monkeypatch.setattr(StepDecoder, "step", spy)
+    for batch in features.split(6):
+        stream(model, batch, MODES[name], 6)
+    apart, places = len(rows), sum(rows)
+    rows.clear()
+    stream(model, features, MODES[name], 6)
+    assert len(rows) < 0.9 * apart and sum(rows) < places
+    assert rows.count(6) > len(rows) - model.config.max_position_embeddings
 
 
 def test_features_computed_before_give_the_same_captions_as_pixels(model, pixel_values):

@@ -1,0 +1,48 @@
+"""What may not be the next token, whatever the model thinks of it.
+
+Shapes: B images, K captions an image, M places for the tokens of a caption, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from captioner.infer.options import GenerationOptions
+
+
+class Forbidden:
+    """The end before its time, repeated n-grams, banned sequences."""
+
+    def __init__(self, options: GenerationOptions, prompt: Tensor, end: int) -> None:
+        self.least = len(prompt) + options.min_new_tokens
+        self.ngram = options.no_repeat_ngram_size
+        self.banned = [(prompt.new_tensor(ids[:-1]), ids[-1]) for ids in options.banned_ids]
+        self.end = end
+
+    def __call__(self, scores: Tensor, sequences: Tensor, lengths: Tensor) -> Tensor:
+        """Scores [B, K, V] of the tokens after `sequences` [B, K, M], of which an image's have `lengths` [B] tokens by
+        now -> the same, -inf at the forbidden."""
+        scores = scores.clone()
+        scores[..., self.end].masked_fill_((lengths < self.least)[:, None], -torch.inf)
+        if self.ngram > 0:
+            self._forbid_repeats(scores, sequences, lengths)
+        for before, last in self.banned:
+            completes = (newest(sequences, lengths, len(before)) == before).all(-1)
+            completes &= (lengths >= len(before))[:, None]
+            scores[..., last].masked_fill_(completes, -torch.inf)
+        return scores
+
+    def _forbid_repeats(self, scores: Tensor, sequences: Tensor, lengths: Tensor) -> None:
+        if self.ngram > sequences.shape[-1]:
+            return
+        ngrams = sequences.unfold(-1, self.ngram, 1)
+        ends = torch.arange(self.ngram, sequences.shape[-1] + 1, device=lengths.device)
+        repeats = (ngrams[..., :-1] == newest(sequences, lengths, self.ngram - 1)[:, :, None]).all(-1)
+        repeats &= (ends <= lengths[:, None])[:, None]
+        limits = torch.where(repeats, -torch.inf, torch.inf).to(scores)
+        scores.scatter_reduce_(-1, ngrams[..., -1], limits, "amin")
+
+
+def newest(sequences: Tensor, lengths: Tensor, count: int) -> Tensor:
+    """The last `count` tokens [B, K, count] of sequences [B, K, M] with `lengths` [B]; void in shorter ones."""
+    places = (lengths[:, None] - count + torch.arange(count, device=lengths.device)).clamp(min=0)
+    return sequences.gather(-1, places[:, None].expand(-1, sequences.shape[1], -1))
