@@ -15,6 +15,7 @@ from captioner.infer.caption import Caption, Tag, Token, likely_tags
 from captioner.infer.captioner import Captioner
 from captioner.infer.generation import GenerationStream, Hypothesis
 from captioner.infer.options import GenerationOptions
+from captioner.infer.packed import pack_linears
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 
@@ -36,6 +37,8 @@ class TorchCaptioner(Captioner):
         self.device = _device(device)
         self.dtype = _dtype(precision, self.device)
         self.model = model.to(device=self.device, dtype=self.dtype).eval()
+        if self.device.type == "cpu" and self.dtype == torch.float32:
+            pack_linears(self.model)
         self.processor = processor
         self.name = name
 

@@ -1,0 +1,45 @@
+"""Linear layers that compute from a copy of their weights in oneDNN's own order.
+
+On an x86 CPU in fp32, torch multiplies a few rows with a large matrix at a fraction of what memory allows: a decoder
+step takes 1.2 to 2.5 times as long as with these.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def pack_linears(model: nn.Module) -> None:
+    """Let every linear layer of a model in fp32 on a CPU compute so, where torch can.
+
+    The parameters stay what and where they are; the copies take their memory once more.
+    """
+    if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
+        return
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                setattr(module, name, PackedLinear(child))
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer in inference; where gradients are wanted, an ordinary one. The copy is made when first needed, and
+    anew when the weight has changed."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.packed: Tensor | None = None
+        self.packed_version = -1
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(input)
+        if self.packed is None or self.packed_version != self.weight._version:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+            self.packed_version = self.weight._version
+        return torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, "none", [], "")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"packed": None}  # oneDNN's tensors cannot be copied

@@ -1,0 +1,49 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from captioner.infer.packed import PackedLinear, pack_linears
+
+pytestmark = pytest.mark.skipif(
+    not torch.backends.cpu.get_cpu_capability().startswith("AVX"), reason="packing is for x86 CPUs with AVX"
+)
+
+
+@pytest.fixture
+def layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Sequential(nn.Linear(40, 7, bias=False)))
+
+
+def test_packed_layers_compute_the_same_and_keep_their_parameters(layers):
+    inputs = torch.randn(3, 5, 24)
+    expected, parameters = layers(inputs).detach(), dict(layers.named_parameters())
+    pack_linears(layers)
+    assert isinstance(layers[0], PackedLinear) and isinstance(layers[2][0], PackedLinear)
+    with torch.inference_mode():
+        torch.testing.assert_close(layers(inputs), expected)
+    assert all(parameter is parameters[name] for name, parameter in layers.named_parameters())
+
+
+def test_weights_that_change_are_packed_anew(layers):
+    pack_linears(layers)
+    inputs = torch.randn(2, 24)
+    with torch.no_grad():
+        layers(inputs)
+        layers[0].weight.mul_(-3)
+        found = layers(inputs)
+    with torch.enable_grad():
+        torch.testing.assert_close(found, layers(inputs).detach())
+
+
+def test_packed_layers_learn_and_can_be_copied(layers):
+    pack_linears(layers)
+    inputs = torch.randn(2, 24)
+    with torch.no_grad():
+        expected = layers(inputs)
+    layers(inputs).sum().backward()
+    assert layers[0].weight.grad is not None and layers[0].weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        torch.testing.assert_close(copy.deepcopy(layers)(inputs), expected)
