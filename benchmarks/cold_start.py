@@ -48,7 +48,7 @@ lap("interpreter_and_imports")
 captioner = Captioner.from_pretrained(model or None)
 gc.freeze(), gc.unfreeze(), gc.enable()
 lap("load_model")
-pixel_values = captioner.preprocess(load_image(photo))[None]
+pixel_values = captioner.preprocessing(load_image(photo))[None]
 lap("read_and_preprocess")
 captioner.caption(pixel_values, GenerationOptions())
 lap("caption")

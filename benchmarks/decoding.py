@@ -39,7 +39,7 @@ def encode(captioner: Captioner, photos: list[Path]) -> Tensor:
     """Encoder outputs [B, P, D]."""
     with torch.inference_mode():
         pixel_values = (
-            torch.from_numpy(captioner.preprocess(load_image(photo)))[None].to(captioner.device) for photo in photos
+            torch.from_numpy(captioner.preprocessing(load_image(photo)))[None].to(captioner.device) for photo in photos
         )
         return torch.cat([captioner.model.encoder(pixel_values=pixels).last_hidden_state for pixels in pixel_values])
 

@@ -182,8 +182,8 @@ def shares_of_the_limit(
 
     The decoder's are what reading and encoding leave.
     """
-    pixel_values = [captioner.preprocess(load_image(photo)) for photo in photos]
-    reading = best_of(lambda: [captioner.preprocess(load_image(photo)) for photo in photos], times=2)
+    pixel_values = [captioner.preprocessing(load_image(photo)) for photo in photos]
+    reading = best_of(lambda: [captioner.preprocessing(load_image(photo)) for photo in photos], times=2)
     batches = [torch.stack(pixel_values[start : start + batch_size]) for start in range(0, len(photos), batch_size)]
     encoding = best_of(lambda: [encode(captioner, batch) for batch in batches], times=2)
     bytes_a_weight = (

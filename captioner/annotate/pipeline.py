@@ -65,10 +65,10 @@ def caption_images(
     def prepare(pair: tuple[Key, ImageInput | ReadableImage]) -> tuple[_Waiting[Key], np.ndarray] | Failure:
         key, source = pair
         try:
-            image = load_image(source)
+            image = load_image(source, captioner.preprocessing.min_size)
         except ImageError as error:
             return Failure(error.source, error.reason, error.message)
-        return _Waiting(key, image.width, image.height), captioner.preprocess(image)
+        return _Waiting(key, *image.info["size"]), captioner.preprocessing(image)
 
     stream = captioner.stream(options)
     waiting: deque[_Waiting[Key]] = deque()  # for their captions, first come first served

@@ -63,6 +63,8 @@ class ReadableImage(Protocol):
 def load_image(source: str | Path | bytes | Image.Image | ReadableImage, min_size: int | None = None) -> Image.Image:
     """Decode an image to upright RGB, 8 bits a channel.
 
+    `info["size"]` is the width and height of the upright picture before any scaling.
+
     The first frame of an animation; transparency over white; EXIF orientation applied; 16-bit and wider greyscale
     scaled to 8 bits, not clipped. A picture that ends early is an error, not a picture with a grey half.
 
@@ -88,9 +90,11 @@ def load_image(source: str | Path | bytes | Image.Image | ReadableImage, min_siz
         rgb = _to_rgb(image)
     except Exception as error:  # whatever a decoder trips over in damaged data
         raise _explain(error, name) from error
-    method = _UPRIGHT.get(_orientation(image))
+    orientation = _orientation(image)
+    method = _UPRIGHT.get(orientation)
     upright = rgb.transpose(method) if method is not None else rgb.copy() if rgb is image else rgb
-    upright.info = {}  # an orientation left behind would turn the picture again
+    # An orientation left behind would turn the picture again.
+    upright.info = {"size": (height, width) if orientation in (5, 6, 7, 8) else (width, height)}
     return upright
 
 

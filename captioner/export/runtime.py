@@ -48,7 +48,7 @@ class ExportedCaptioner:
             version = self.config.get("format_version")
             raise CaptionerError(f"{folder}: exported in format {version}, and this captioner reads {FORMAT_VERSION}")
         try:
-            self.preprocess = Preprocessing(**_read_json(folder, "processor_config.json")["image_processor"])
+            self.preprocessing = Preprocessing(**_read_json(folder, "processor_config.json")["image_processor"])
             defaults = _read_json(folder, "generation_config.json")
             self.start, self.end = defaults.pop("decoder_start_token_id"), defaults.pop("eos_token_id")
             self.defaults = SearchOptions(**defaults)
@@ -85,8 +85,8 @@ class ExportedCaptioner:
         chosen = SearchOptions(**known | options)
         captions: list[Caption] = []
         for start in range(0, len(images), batch_size):
-            batch = [self.preprocess(load_image(image)) for image in images[start : start + batch_size]]
-            captions += self.caption(np.stack(batch), chosen)
+            photos = [load_image(image, self.preprocessing.min_size) for image in images[start : start + batch_size]]
+            captions += self.caption(np.stack([self.preprocessing(photo) for photo in photos]), chosen)
         return captions
 
     def caption(self, pixel_values: np.ndarray, options: SearchOptions) -> list[Caption]:

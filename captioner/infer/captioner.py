@@ -17,6 +17,7 @@ from captioner.export.format import is_export
 from captioner.hub import find_model
 from captioner.infer.caption import Caption, ImageInput
 from captioner.infer.options import GenerationOptions
+from captioner.model.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ class Captioner(ABC):
 
     Attributes:
         name: says in outputs which model wrote a caption.
+        preprocessing: an upright RGB image -> pixel values [3, H, W], as the model was trained on. Safe in threads.
 
     Example:
         >>> cap = Captioner.from_pretrained()
@@ -35,6 +37,7 @@ class Captioner(ABC):
     """
 
     name: str
+    preprocessing: Preprocessing
 
     @staticmethod
     def from_pretrained(
@@ -106,13 +109,9 @@ class Captioner(ABC):
         stream = self.stream(_options(options))
         captions: list[Caption] = []
         for start in range(0, len(images), batch_size):
-            batch = [self.preprocess(load_image(image)) for image in images[start : start + batch_size]]
-            captions += stream.add(np.stack(batch))
+            photos = [load_image(image, self.preprocessing.min_size) for image in images[start : start + batch_size]]
+            captions += stream.add(np.stack([self.preprocessing(photo) for photo in photos]))
         return captions + stream.finish()
-
-    @abstractmethod
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        """An upright RGB image -> pixel values [3, H, W], float32, as the model was trained on. Safe in threads."""
 
     @abstractmethod
     def stream(self, options: GenerationOptions) -> "CaptionStream":

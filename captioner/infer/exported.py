@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from captioner.errors import CaptionerError
 from captioner.infer.caption import Caption
@@ -32,13 +31,11 @@ class OnnxCaptioner(Captioner):
         if str(device) not in ("auto", "cpu") or precision != "auto":
             raise CaptionerError(f"{name}: an exported model runs on the CPU, in the precision it was exported in")
         self.exported = ExportedCaptioner(folder)
+        self.preprocessing = self.exported.preprocessing
         self.name = name
 
     def _token_ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.exported.tokenizer.encode(text))
-
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        return self.exported.preprocess(image)
 
     def stream(self, options: GenerationOptions) -> "OnnxCaptionStream":
         return OnnxCaptionStream(self.exported, search_options(options))

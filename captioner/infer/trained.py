@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from captioner.errors import CaptionerError
@@ -40,6 +39,7 @@ class TorchCaptioner(Captioner):
         if self.device.type == "cpu" and self.dtype == torch.float32:
             pack_linears(self.model)
         self.processor = processor
+        self.preprocessing = processor.image_processor.preprocessing
         self.name = name
 
     @classmethod
@@ -54,9 +54,6 @@ class TorchCaptioner(Captioner):
 
     def _token_ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.processor.tokenizer(text).input_ids[:-1])  # without the end of sequence
-
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        return self.processor.image_processor.preprocessing(image)
 
     def stream(self, options: GenerationOptions) -> "TorchCaptionStream":
         return TorchCaptionStream(self, options)

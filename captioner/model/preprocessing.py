@@ -1,6 +1,7 @@
 """From an upright RGB image to model input, with Pillow and NumPy alone: one function for training,
 evaluation, inference and exported models."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,12 @@ class Preprocessing:
             raise ValueError(f"interpolation {self.interpolation!r} is not one of {', '.join(RESAMPLING)}")
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct {self.crop_pct} is not in (0, 1]")
+
+    @property
+    def min_size(self) -> int:
+        """Pixels of a photo's shorter side that `load_image` has to keep: twice what is used, so that scaling the rest
+        of the way still averages over the photo's own pixels."""
+        return math.ceil(2 * self.image_size / self.crop_pct)
 
     def resize(self, image: Image.Image) -> Image.Image:
         """An RGB image of any size -> `image_size` squared."""

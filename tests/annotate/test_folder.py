@@ -17,7 +17,8 @@ from PIL import Image
 
 from captioner import cli
 from captioner.annotate import pipeline
-from captioner.infer.trained import TorchCaptioner, TorchCaptionStream
+from captioner.infer.trained import TorchCaptionStream
+from captioner.model.preprocessing import Preprocessing
 
 INFER = Path(__file__).parents[2] / "infer.py"
 
@@ -131,14 +132,29 @@ def test_all_good_is_status_0_and_clears_an_earlier_errors_file(annotate, photos
 def test_input_order_is_kept_with_slow_workers_and_small_batches(annotate, photos, monkeypatch):
     load_image = pipeline.load_image
 
-    def slow(path: str) -> Image.Image:
+    def slow(path: str, min_size: int) -> Image.Image:
         time.sleep(0.03 if path.endswith(("0.png", "5.png")) else 0)
-        return load_image(path)
+        return load_image(path, min_size)
 
     whole = annotate(photos).out
     monkeypatch.setattr(pipeline, "load_image", slow)
     assert annotate(photos, "--batch-size", 2, "--num-workers", 4).out == whole
     assert [line.split("\t")[0] for line in whole.splitlines()] == [f"photos/{number:02}.png" for number in range(11)]
+
+
+def test_a_large_photo_is_decoded_small_and_recorded_at_its_size(annotate, photos, monkeypatch):
+    Image.effect_mandelbrot((1600, 1200), (-2, -1.2, 1, 1.2), 50).convert("RGB").save("large.jpg")
+    decoded, resize = [], Preprocessing.resize
+
+    def note(self, image):
+        decoded.append(image.size)
+        return resize(self, image)
+
+    monkeypatch.setattr(Preprocessing, "resize", note)
+    annotate("large.jpg", "-o", "out.jsonl")
+    (record,) = read_jsonl("out.jsonl")
+    assert (record["width"], record["height"]) == (1600, 1200)
+    assert decoded == [(200, 150)], "an eighth, the least that a JPEG can be decoded at"
 
 
 def test_csv_holds_what_jsonl_holds(annotate, photos):
@@ -206,13 +222,13 @@ def test_a_killed_run_goes_on_where_it_stopped(annotate, photos, tiny_captioner,
     with open("out.jsonl.part", "ab") as journal:
         journal.write(b'{"image": "photos/05.png", "caption": "cut')  # a line that was being written
 
-    prepared, preprocess = [], TorchCaptioner.preprocess
+    prepared, preprocess = [], Preprocessing.__call__
 
     def note(self, image):
         prepared.append(image)
         return preprocess(self, image)
 
-    monkeypatch.setattr(TorchCaptioner, "preprocess", note)
+    monkeypatch.setattr(Preprocessing, "__call__", note)
     outcome = annotate(photos, "-o", "out.jsonl", "--batch-size", 2)
     assert (outcome.status, outcome.err) == (whole.status, whole.err) == (3, "10 captioned, 1 failed\n")
     assert len(prepared) == 6, "four were done already"

@@ -249,6 +249,7 @@ def test_min_size_shrinks_jpegs_but_never_below() -> None:
     exif[0x0112] = 6
     turned = encoded(picture(1600, 1200), "JPEG", exif=exif)
     assert load_image(turned, min_size=300).size == (300, 400)
+    assert load_image(turned, min_size=300).info["size"] == load_image(turned).size == (1200, 1600)
     assert load_image(encoded(picture(1600, 1200), "PNG"), min_size=300).size == (1600, 1200)
 
 
