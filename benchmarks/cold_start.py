@@ -36,7 +36,7 @@ def lap(name):
 
 import gc, importlib, os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # this and the collector as the command does it
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # this and the collector as the command does it
 gc.disable()
 import captioner.annotate.folder, captioner.cli
 from captioner.data.images import load_image
@@ -48,9 +48,10 @@ lap("interpreter_and_imports")
 captioner = Captioner.from_pretrained(model or None)
 gc.freeze(), gc.unfreeze(), gc.enable()
 lap("load_model")
-pixel_values = captioner.preprocessing(load_image(photo))[None]
+pixel_values = captioner.preprocessing(load_image(photo, captioner.preprocessing.min_size))[None]
 lap("read_and_preprocess")
-captioner.caption(pixel_values, GenerationOptions())
+stream = captioner.stream(GenerationOptions())
+stream.add(pixel_values), stream.finish()
 lap("caption")
 print(json.dumps(laps))
 """

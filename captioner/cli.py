@@ -363,9 +363,9 @@ def _default_workers() -> int:
 def _load_captioner(model: str | None, device: str, precision: str) -> "Captioner":
     from captioner.infer.captioner import Captioner
 
-    # OpenMP reads this when torch is imported. By default its threads spin while they wait for each other, and beside
-    # other work on the machine captioning then takes several times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # GNU's OpenMP reads this when torch is imported. By default its threads spin for milliseconds where they wait for
+    # each other, and beside other work captioning takes several times as long; on a quiet machine this costs nothing.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     gc.disable()  # what libraries and models make stays, and to look through it again and again takes a second
     try:
         return Captioner.from_pretrained(model, device, precision)
