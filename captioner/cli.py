@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -160,6 +161,9 @@ def annotate(
     min_new_tokens: MinNewTokens = None,
     no_repeat_ngram_size: NoRepeatNgramSize = None,
     length_penalty: LengthPenalty = None,
+    prefix: Annotated[str, typer.Option(help="How every caption starts: 'a photo of'.")] = "",
+    banned_word: Annotated[list[str] | None, typer.Option(help="Words that no caption uses; may be repeated.")] = None,
+    forced_word: Annotated[list[str] | None, typer.Option(help="Words in every caption; may be repeated.")] = None,
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Draw captions instead of searching.")] = False,
     temperature: Annotated[float | None, typer.Option(help="Sampling: below 1 sharper, above 1 bolder.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sampling: from the k most probable tokens.")] = None,
@@ -200,6 +204,7 @@ def annotate(
     if total == 0:
         raise CaptionerError(f"no images in {', '.join(paths)}")
     captioner = _load_captioner(model, device, precision)
+    options = replace(options, **captioner.spelled(prefix, banned_word or (), forced_word or ()))
     sink = OutputFile(output, chosen_format, captioner.name, options) if output else Table()
     try:
         summary = annotate(

@@ -100,18 +100,21 @@ class Captioner(ABC):
             return self([images], batch_size=batch_size, **words, **options)[0]
         if batch_size < 1:
             raise CaptionerError(f"batch_size must be at least 1; it is {batch_size}")
-        if prefix:
-            options["prefix_ids"] = self._token_ids(prefix)
-        if banned_words:
-            options["banned_ids"] = tuple(map(self._token_ids, banned_words))
-        if forced_words:
-            options["force_words_ids"] = tuple(map(self._token_ids, forced_words))
-        stream = self.stream(_options(options))
+        stream = self.stream(_options(options | self.spelled(prefix, banned_words, forced_words)))
         captions: list[Caption] = []
         for start in range(0, len(images), batch_size):
             photos = [load_image(image, self.preprocessing.min_size) for image in images[start : start + batch_size]]
             captions += stream.add(np.stack([self.preprocessing(photo) for photo in photos]))
         return captions + stream.finish()
+
+    def spelled(self, prefix: str, banned_words: Sequence[str], forced_words: Sequence[str]) -> dict[str, Any]:
+        """The fields of `GenerationOptions` that these make, as `__call__` describes them."""
+        fields = {
+            "prefix_ids": self._token_ids(prefix) if prefix else (),
+            "banned_ids": tuple(map(self._token_ids, banned_words)),
+            "force_words_ids": tuple(map(self._token_ids, forced_words)),
+        }
+        return {name: ids for name, ids in fields.items() if ids}  # others may be given as ids
 
     @abstractmethod
     def stream(self, options: GenerationOptions) -> "CaptionStream":

@@ -17,6 +17,7 @@ from PIL import Image
 
 from captioner import cli
 from captioner.annotate import pipeline
+from captioner.infer.captioner import Captioner
 from captioner.infer.trained import TorchCaptionStream
 from captioner.model.preprocessing import Preprocessing
 
@@ -155,6 +156,14 @@ def test_a_large_photo_is_decoded_small_and_recorded_at_its_size(annotate, photo
     (record,) = read_jsonl("out.jsonl")
     assert (record["width"], record["height"]) == (1600, 1200)
     assert decoded == [(200, 150)], "an eighth, the least that a JPEG can be decoded at"
+
+
+def test_words_of_the_command_line_are_those_of_the_captioner(annotate, photos, tiny_captioner):
+    found = annotate(photos / "00.png", "--prefix", "a red", "--forced-word", "dog")
+    words = {"prefix": "a red", "forced_words": ["dog"]}
+    expected = Captioner.from_pretrained(tiny_captioner, "cpu")(photos / "00.png", **words)
+    assert found.out == f"photos/00.png\t{expected.text}\n"
+    assert expected.text.startswith("a red") and "dog" in expected.text
 
 
 def test_csv_holds_what_jsonl_holds(annotate, photos):
