@@ -53,8 +53,9 @@ class ExportedCaptioner:
             self.start, self.end = defaults.pop("decoder_start_token_id"), defaults.pop("eos_token_id")
             self.defaults = SearchOptions(**defaults)
             self.tokenizer = load_tokenizer(folder)
-            self.encoder = _session(folder / "encoder.onnx", num_threads)
-            self.decoder = _session(folder / "decoder.onnx", num_threads)
+            # An encoder's threads that spin after their work would take the cores from the decoder's.
+            self.encoder = _session(folder / "encoder.onnx", num_threads, spinning=False)
+            self.decoder = _session(folder / "decoder.onnx", num_threads, spinning=True)
         except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CaptionerError(f"{folder}: cannot be read as an exported model: {reason}") from error
@@ -175,10 +176,11 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def _session(path: Path, num_threads: int | None) -> onnxruntime.InferenceSession:
+def _session(path: Path, num_threads: int | None, spinning: bool) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors alone
     options.intra_op_num_threads = num_threads or 0  # 0: ONNX Runtime counts the cores
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own have no common base
