@@ -99,9 +99,9 @@ def test_readable_images_are_captioned_and_the_others_listed(annotate, mixed):
     assert [record["image"] for record in records] == [f"mixed/{name}" for name in names]
     for record in records:
         assert list(record) == ["image", "caption", "confidence", "alternatives", "tags", "width", "height", "model"]
-        assert record["caption"] and 0 < record["confidence"] <= 1 and record["tags"] == []
-        (alternative,) = record["alternatives"]
-        assert alternative["caption"] != record["caption"] and 0 < alternative["confidence"] <= 1
+        (alternative,) = record["alternatives"]  # other tokens, which random weights may choose to spell the same text
+        assert record["caption"] and alternative["caption"] and record["tags"] == []
+        assert 0 < alternative["confidence"] < record["confidence"] <= 1
     assert (records[5]["width"], records[5]["height"]) == (40, 48), "upright, not as stored"
     errors = read_jsonl("out.errors.jsonl")
     assert [(error["image"], error["error"]) for error in errors] == [
