@@ -6,7 +6,6 @@ published files, by which the tensors are named here.
 
 import math
 import re
-import tempfile
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -32,7 +31,7 @@ from transformers import (
 from transformers.activations import ACT2FN
 
 from captioner.errors import CaptionerError
-from captioner.hub import find_model
+from captioner.hub import find_model, new_folder
 from captioner.model.build import build_model
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
@@ -101,35 +100,31 @@ def convert_model(source: str | Path, output: Path) -> float:
         CaptionerError: `output` is there already; there is no such checkpoint, it is of another kind or incomplete; or
             logits differ by more than 1e-4.
     """
-    if output.exists() or not output.parent.is_dir():
-        raise CaptionerError(f"{output}: " + ("exists already" if output.exists() else f"no folder {output.parent}"))
-    folder, name = find_model(source)
-    try:
-        config = _read_config(folder)
-        weights = _renamed(_read_weights(folder), config)
-        original = VisionEncoderDecoderModel.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
-        ).eval()
-        new_config = _new_config(config, original.generation_config)
-        processor = CaptionerProcessor(
-            _image_processor(folder, new_config), _tokenizer(folder, config.decoder, new_config)
-        )
-        model = build_model(new_config).eval()
-        model.load_state_dict(weights)
-    except CaptionerError as error:
-        raise CaptionerError(f"{name}: {error}") from error
-    except (OSError, *MALFORMED) as error:
-        raise CaptionerError(f"{name}: cannot be converted: {textwrap.shorten(str(error), 300)}") from error
-    difference = _difference(original, model)
-    if not difference <= LOGITS_TOLERANCE:  # which NaN is not either
-        raise CaptionerError(f"{name}: not converted, since its logits and ours would differ by {difference:.1e}")
-    settings = {key: getattr(original.generation_config, key) for key in GENERATION}
-    model.generation_config.update(**{key: value for key, value in settings.items() if value is not None})
-    with tempfile.TemporaryDirectory(prefix=f"{output.name}.", dir=output.parent) as temporary:
-        partial = Path(temporary) / output.name
+    with new_folder(output) as partial:
+        folder, name = find_model(source)
+        try:
+            config = _read_config(folder)
+            weights = _renamed(_read_weights(folder), config)
+            original = VisionEncoderDecoderModel.from_pretrained(
+                folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
+            ).eval()
+            new_config = _new_config(config, original.generation_config)
+            processor = CaptionerProcessor(
+                _image_processor(folder, new_config), _tokenizer(folder, config.decoder, new_config)
+            )
+            model = build_model(new_config).eval()
+            model.load_state_dict(weights)
+        except CaptionerError as error:
+            raise CaptionerError(f"{name}: {error}") from error
+        except (OSError, *MALFORMED) as error:
+            raise CaptionerError(f"{name}: cannot be converted: {textwrap.shorten(str(error), 300)}") from error
+        difference = _difference(original, model)
+        if not difference <= LOGITS_TOLERANCE:  # which NaN is not either
+            raise CaptionerError(f"{name}: not converted, since its logits and ours would differ by {difference:.1e}")
+        settings = {key: getattr(original.generation_config, key) for key in GENERATION}
+        model.generation_config.update(**{key: value for key, value in settings.items() if value is not None})
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        partial.rename(output)
     return difference
 
 

@@ -5,7 +5,6 @@ Shapes: B images, K captions an image, T tokens so far, P image tokens, L layers
 
 import json
 import shutil
-import tempfile
 import textwrap
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,7 +19,7 @@ from captioner.errors import CaptionerError
 from captioner.export.format import FORMAT_VERSION, MODEL_TYPE, is_export
 from captioner.export.graphs import DecoderGraph, EncoderGraph
 from captioner.export.search import SearchOptions
-from captioner.hub import find_model, load_model
+from captioner.hub import find_model, load_model, new_folder
 from captioner.infer.options import GenerationOptions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
@@ -67,16 +66,12 @@ def export_model(model: str | Path | None, output: Path, precision: str = "fp32"
     """
     if precision not in EQUAL_TOKENS:
         raise CaptionerError(f"precision {precision!r}: choose {', '.join(EQUAL_TOKENS)}")
-    if output.exists() or not output.parent.is_dir():
-        raise CaptionerError(f"{output}: " + ("exists already" if output.exists() else f"no folder {output.parent}"))
-    folder, name = find_model(model)
-    if is_export(folder):
-        raise CaptionerError(f"{name}: exported already; export the model it was made from")
-    network, processor = load_model(folder, name)
-    network.eval()
-    with tempfile.TemporaryDirectory(prefix=f"{output.name}.", dir=output.parent) as temporary:
-        partial = Path(temporary) / output.name
-        partial.mkdir()
+    with new_folder(output) as partial:
+        folder, name = find_model(model)
+        if is_export(folder):
+            raise CaptionerError(f"{name}: exported already; export the model it was made from")
+        network, processor = load_model(folder, name)
+        network.eval()
         _write_settings(partial, network, processor, name, precision)
         _write_graphs(partial, network)
         for graph in ("encoder.onnx", "decoder.onnx"):
@@ -90,7 +85,6 @@ def export_model(model: str | Path | None, output: Path, precision: str = "fp32"
                 f"of greedy tokens are equal, logits differ by up to {agreement.difference:.1e}"
             )
         _write_card(partial, folder, name, precision, agreement)
-        partial.rename(output)
     return agreement
 
 

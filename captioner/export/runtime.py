@@ -14,12 +14,11 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.export.format import FORMAT_VERSION, is_export
 from captioner.export.search import Beam, SearchOptions, search
 from captioner.export.tokenizer import load_tokenizer
-from captioner.infer.caption import Caption, ImageInput, Tag, Token, likely_tags
+from captioner.infer.caption import Caption, ImageInput, Tag, Token, likely_tags, pixel_batches
 from captioner.model.preprocessing import Preprocessing
 
 
@@ -78,17 +77,12 @@ class ExportedCaptioner:
         """
         if isinstance(images, (str, bytes, Path, Image.Image)):
             return self([images], batch_size=batch_size, **options)[0]
-        if batch_size < 1:
-            raise CaptionerError(f"batch_size must be at least 1; it is {batch_size}")
+        batches = pixel_batches(images, self.preprocessing, batch_size)
         known = asdict(self.defaults)
         if unknown := options.keys() - known:
             raise CaptionerError(f"unknown option {', '.join(sorted(unknown))}; there are {', '.join(known)}")
         chosen = SearchOptions(**known | options)
-        captions: list[Caption] = []
-        for start in range(0, len(images), batch_size):
-            photos = [load_image(image, self.preprocessing.min_size) for image in images[start : start + batch_size]]
-            captions += self.caption(np.stack([self.preprocessing(photo) for photo in photos]), chosen)
-        return captions
+        return [caption for pixel_values in batches for caption in self.caption(pixel_values, chosen)]
 
     def caption(self, pixel_values: np.ndarray, options: SearchOptions) -> list[Caption]:
         """Caption a batch of preprocessed images, float32 [B, 3, height, width]."""

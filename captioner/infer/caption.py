@@ -1,12 +1,16 @@
 """What captioning takes and gives, whoever computes it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
+
+from captioner.data.images import load_image
+from captioner.errors import CaptionerError
+from captioner.model.preprocessing import Preprocessing
 
 ImageInput: TypeAlias = str | Path | bytes | Image.Image
 
@@ -44,6 +48,23 @@ class Caption:
     tokens: tuple[Token, ...]
     alternatives: tuple["Caption", ...] = ()
     tags: tuple[Tag, ...] = ()
+
+
+def pixel_batches(images: Sequence[ImageInput], preprocessing: Preprocessing, batch_size: int) -> Iterator[np.ndarray]:
+    """Images as the model takes them, [B, 3, H, W] at a time.
+
+    Raises:
+        CaptionerError: `batch_size` is below 1.
+        ImageError: when its turn has come, an image that cannot be read.
+    """
+    if batch_size < 1:
+        raise CaptionerError(f"batch_size must be at least 1; it is {batch_size}")
+    return (
+        np.stack(
+            [preprocessing(load_image(image, preprocessing.min_size)) for image in images[start : start + batch_size]]
+        )
+        for start in range(0, len(images), batch_size)
+    )
 
 
 def likely_tags(logits: np.ndarray, names: Sequence[str], problem_type: str | None) -> tuple[Tag, ...]:

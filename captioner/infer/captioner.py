@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 import numpy as np
 from PIL import Image
 
-from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.export.format import is_export
 from captioner.hub import find_model
-from captioner.infer.caption import Caption, ImageInput
+from captioner.infer.caption import Caption, ImageInput, pixel_batches
 from captioner.infer.options import GenerationOptions
 from captioner.model.preprocessing import Preprocessing
 
@@ -98,13 +97,11 @@ class Captioner(ABC):
         if isinstance(images, (str, bytes, Path, Image.Image)):
             words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
             return self([images], batch_size=batch_size, **words, **options)[0]
-        if batch_size < 1:
-            raise CaptionerError(f"batch_size must be at least 1; it is {batch_size}")
+        batches = pixel_batches(images, self.preprocessing, batch_size)
         stream = self.stream(_options(options | self.spelled(prefix, banned_words, forced_words)))
         captions: list[Caption] = []
-        for start in range(0, len(images), batch_size):
-            photos = [load_image(image, self.preprocessing.min_size) for image in images[start : start + batch_size]]
-            captions += stream.add(np.stack([self.preprocessing(photo) for photo in photos]))
+        for pixel_values in batches:
+            captions += stream.add(pixel_values)
         return captions + stream.finish()
 
     def spelled(self, prefix: str, banned_words: Sequence[str], forced_words: Sequence[str]) -> dict[str, Any]:
