@@ -1,11 +1,10 @@
 """Diverse beams, against a search written out in plain Python."""
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
-from transformers.modeling_outputs import BaseModelOutput
+from uncached import log_probs_after
 
 from captioner.errors import CaptionerError
 from captioner.infer.generation import GenerationStream
@@ -23,21 +22,8 @@ DIVERSE = {
 
 
 @pytest.fixture(scope="module")
-def model(tiny_captioner: Path) -> CaptionerForConditionalGeneration:
-    return CaptionerForConditionalGeneration.from_pretrained(tiny_captioner).eval()
-
-
-@pytest.fixture(scope="module")
 def features(model: CaptionerForConditionalGeneration) -> torch.Tensor:
     return 2 * torch.randn(30, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(4))
-
-
-@torch.no_grad()
-def log_probs_after(model, image: torch.Tensor, sequences: list[tuple[int, ...]]) -> torch.Tensor:
-    """[N, V], without a cache."""
-    inputs = torch.tensor([(model.config.decoder_start_token_id, *tokens) for tokens in sequences])
-    outputs = BaseModelOutput(image.expand(len(sequences), -1, -1))
-    return model(encoder_outputs=outputs, decoder_input_ids=inputs).logits[:, -1].log_softmax(-1)
 
 
 def slow_search(model, image: torch.Tensor, options: GenerationOptions) -> list[tuple[int, ...]]:

@@ -2,11 +2,10 @@
 
 import math
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
-from transformers.modeling_outputs import BaseModelOutput
+from uncached import log_probs_after
 
 from captioner.errors import CaptionerError
 from captioner.infer.generation import GenerationStream, generate
@@ -21,11 +20,6 @@ FORCED = {
     "just room enough": GenerationOptions(num_beams=3, force_words_ids=((7, 8), (9, 4)), max_new_tokens=4),
     "half of it in the prefix": GenerationOptions(num_beams=3, prefix_ids=(3, 7), force_words_ids=((7, 8), (3,))),
 }
-
-
-@pytest.fixture(scope="module")
-def model(tiny_captioner: Path) -> CaptionerForConditionalGeneration:
-    return CaptionerForConditionalGeneration.from_pretrained(tiny_captioner).eval()
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +39,6 @@ def tokens_met(tokens: tuple[int, ...], phrases: tuple[tuple[int, ...], ...]) ->
         if phrase not in whole
     ]
     return sum(map(len, whole)) + max(begun, default=0)
-
-
-@torch.no_grad()
-def log_probs_after(model, image: torch.Tensor, sequences: list[tuple[int, ...]]) -> torch.Tensor:
-    """[N, V], without a cache."""
-    inputs = torch.tensor([(model.config.decoder_start_token_id, *tokens) for tokens in sequences])
-    outputs = BaseModelOutput(image.expand(len(sequences), -1, -1))
-    return model(encoder_outputs=outputs, decoder_input_ids=inputs).logits[:, -1].log_softmax(-1)
 
 
 def slow_search(model, image: torch.Tensor, options: GenerationOptions) -> list[tuple[int, ...]]:

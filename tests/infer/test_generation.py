@@ -1,6 +1,5 @@
 from collections import Counter
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 
 import pytest
 import torch
@@ -38,11 +37,6 @@ SEARCHES = {
     "4 beams, banned words": GenerationOptions(num_beams=4, banned_ids=((5,), (7, 8)), num_return_sequences=4),
     "4 beams, prefix": GenerationOptions(num_beams=4, prefix_ids=(5, 9), no_repeat_ngram_size=3, min_new_tokens=3),
 }
-
-
-@pytest.fixture(scope="module")
-def model(tiny_captioner: Path) -> CaptionerForConditionalGeneration:
-    return CaptionerForConditionalGeneration.from_pretrained(tiny_captioner).eval()
 
 
 @pytest.fixture(scope="module")
