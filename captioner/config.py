@@ -62,8 +62,8 @@ class SourceConfig(Section):
     )
     streaming: bool = Field(
         False,
-        description="`datasets` only: read without a copy on disk. Training keeps all encoded images in the memory of "
-        "each process; what does not fit belongs into shards.",
+        description="`datasets` only: read as it arrives, without a copy in the cache. Training keeps the encoded "
+        "images in a shard that all its processes share, output_dir/streamed/*.tar; it may be deleted afterwards.",
     )
     captioned: bool = Field(True, description="false: images alone, to classify or distil; captions go unread.")
     image_column: str = Field("image", description="Of tables: image or its name; file_name is found without asking.")

@@ -1,10 +1,12 @@
 """What a recipe trains on: its samples, a data set for each phase, and the batches of each step."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from captioner.config import PhaseConfig, RunConfig, SourceConfig, Stretch
 from captioner.data.dataset import CaptionDataset, Place, TextDataset, bucketed_batches
-from captioner.data.sources import Sample, load_samples
+from captioner.data.sources import Sample, Skip, load_samples
+from captioner.data.streamed import stored
 from captioner.data.tags import frequent_words, label_names, label_targets
 from captioner.data.text import load_text
 from captioner.errors import CaptionerError
@@ -15,18 +17,18 @@ Step = list[list[Place]]
 
 
 class TrainingData:
-    """The samples of a recipe, read once.
+    """The samples of a recipe, read once; those that are streamed are kept in `folder` until the training's end.
 
     Raises:
         CaptionerError: a source that cannot be read or has no samples; a tag head without tags to tell apart.
     """
 
-    def __init__(self, config: RunConfig, say: Callable[[str], None]) -> None:
+    def __init__(self, config: RunConfig, folder: Path, say: Callable[[str], None]) -> None:
         self.config = config
         data = config.data
-        self.train = _load_source(data.train, say)
-        self.validation = _load_source(data.validation, say)[: config.validation.max_images]
-        self.unlabelled = _load_source(data.unlabelled, say) if data.unlabelled else []
+        self.train = _load_source(data.train, folder, say)
+        self.validation = _load_source(data.validation, folder, say)[: config.validation.max_images]
+        self.unlabelled = _load_source(data.unlabelled, folder, say) if data.unlabelled else []
         self.text = load_text(data.text) if data.text else []
         self.tags = self._tag_names() if config.uses("tags") else []
         self._data_sets: dict[str, CaptionDataset | TextDataset] = {}
@@ -95,8 +97,10 @@ class TrainingData:
         return names
 
 
-def _load_source(source: SourceConfig, say: Callable[[str], None]) -> list[Sample]:
-    samples, skips = load_samples(source)
+def _load_source(source: SourceConfig, folder: Path, say: Callable[[str], None]) -> list[Sample]:
+    skips: list[Skip] = []
+    samples, unread = load_samples(stored(source, folder, skips.append))
+    skips += unread
     for skip in skips[:20]:
         say(f"skipped {skip.where}: {skip.reason}")
     if skips:

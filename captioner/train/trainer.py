@@ -77,7 +77,8 @@ class Trainer:
             raise CaptionerError(f"{self.output_dir} holds a training: pass --resume, or set another output_dir")
         set_seed(config.seed)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.data = TrainingData(config, self.say)
+        with self.accelerator.main_process_first():  # which stores what is streamed
+            self.data = TrainingData(config, self.output_dir / "streamed", self.say)
         teacher = load_classifier(config.teacher) if config.teacher and config.uses("distillation") else None
         self.processor, self.model = build_captioner(
             config, self.data.captions(), self._heads(teacher), self.accelerator, self.say

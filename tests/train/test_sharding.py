@@ -112,3 +112,10 @@ def test_a_launch_that_would_not_train_as_it_says_is_refused(
     monkeypatch.setattr(Accelerator, "distributed_type", kind)
     with pytest.raises(CaptionerError, match=message):
         Trainer(recipe(), resume=False)
+
+
+def test_processes_that_do_not_know_of_one_another_are_refused(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun starts them on a machine without GPUs: each would take itself for the main one."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(CaptionerError, match="ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2"):
+        Trainer(recipe(), resume=False)
