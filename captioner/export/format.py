@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 MODEL_TYPE = "captioner-onnx"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def is_export(folder: Path) -> bool:

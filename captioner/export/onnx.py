@@ -27,11 +27,11 @@ from captioner.model.tokenization_captioner import CaptionerTokenizer
 
 try:
     import onnx
-    import onnxscript  # noqa: F401 - torch.onnx writes graphs with it
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
+    from onnxscript import opset23
 
     from captioner.export.runtime import DecoderSteps, ExportedCaptioner
 except ModuleNotFoundError as error:
@@ -117,13 +117,13 @@ def compare(model: CaptionerForConditionalGeneration, exported: ExportedCaptione
 def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration) -> None:
     """encoder.onnx and decoder.onnx, in fp32."""
     config = model.config
-    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    layers = config.num_hidden_layers
     pixel_values = torch.randn(2, 3, config.image_size, config.image_size)
     encoder = EncoderGraph(model).eval()
     with torch.no_grad():
         cross_states = list(encoder(pixel_values)[: 2 * layers])
     # Sizes of the example differ from each other and from 1: none is taken for another, or for a constant.
-    self_states = [torch.randn(4, heads, 5, config.hidden_size // heads) for _ in cross_states]
+    self_states = [torch.randn(4, 5, config.hidden_size) for _ in cross_states]
     token_ids = torch.ones(2, 3, dtype=torch.long)
     batch, captions = torch.export.Dim("batch"), torch.export.Dim("captions")
     past = torch.export.Dim("past", max=config.max_position_embeddings - 1)
@@ -143,7 +143,7 @@ def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration) -> Non
             {0: batch, 1: captions},
             {0: batch, 1: captions},
             None,
-            [{0: torch.export.Dim("rows"), 2: past}] * len(self_names),
+            [{0: torch.export.Dim("rows"), 1: past}] * len(self_names),
             [{0: batch}] * len(cross_names),
         ),
     )
@@ -167,11 +167,40 @@ def _write_graph(
             dynamic_shapes=dynamic_shapes,
             opset_version=OPSET,
             dynamo=True,
+            custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
             external_data=False,
             verbose=False,
         )
     except (torch.onnx.errors.OnnxExporterError, ValueError) as error:  # ValueError: more than 2 GB
         raise CaptionerError(f"{path.stem} cannot be expressed in ONNX: {textwrap.shorten(str(error), 300)}") from error
+
+
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """SDPA over [N, H, T, D / H] as ONNX's Attention over [N, T, D]: ONNX Runtime finds that these transposes undo the
+    model's own, and drops both."""
+    heads, key_heads = query.shape[1], key.shape[1]
+
+    def merge_heads(states: Any) -> Any:
+        return opset23.Reshape(opset23.Transpose(states, perm=[0, 2, 1, 3]), [0, 0, -1])
+
+    context, *_ = opset23.Attention(
+        *map(merge_heads, (query, key, value)),
+        attn_mask=attn_mask,
+        scale=scale,
+        is_causal=is_causal,
+        q_num_heads=heads,
+        kv_num_heads=key_heads,
+    )
+    return opset23.Transpose(opset23.Reshape(context, [0, 0, heads, -1]), perm=[0, 2, 1, 3])
 
 
 def _convert(path: Path, precision: str) -> None:

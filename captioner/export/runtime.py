@@ -12,6 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 import onnxruntime
+from onnxruntime import OrtValue
 from PIL import Image
 
 from captioner.errors import CaptionerError
@@ -99,12 +100,13 @@ class ExportedCaptioner:
         tags = [likely_tags(row, names, problem_type) for row in tag_logits]
         return [self._caption(group, seen) for group, seen in zip(found, tags, strict=True)]
 
-    def encode(self, pixel_values: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def encode(self, pixel_values: np.ndarray) -> tuple[dict[str, OrtValue], np.ndarray]:
         """Pixels [B, 3, height, width] -> the decoder's cross-attention inputs by name, and tag logits [B, C]."""
         names = [output.name for output in self.encoder.get_outputs()]
-        outputs = dict(zip(names, self.encoder.run(names, {"pixel_values": pixel_values}), strict=True))
-        tag_logits = outputs.pop("tag_logits", np.empty((len(pixel_values), 0), dtype=np.float32))
-        return outputs, tag_logits
+        pixels = OrtValue.ortvalue_from_numpy(pixel_values)
+        outputs = dict(zip(names, self.encoder.run_with_ort_values(names, {"pixel_values": pixels}), strict=True))
+        tag_logits = outputs.pop("tag_logits", None)
+        return outputs, np.empty((len(pixel_values), 0), np.float32) if tag_logits is None else tag_logits.numpy()
 
     def _caption(self, found: list[Beam], tags: tuple[Tag, ...] = ()) -> Caption:
         best, *others = found
@@ -122,19 +124,19 @@ class ExportedCaptioner:
 
 
 class DecoderSteps:
-    """The decoder's session with its caches: the `Decoder` of `search`."""
+    """The decoder's session with its caches, which stay in ONNX Runtime's memory: the `Decoder` of `search`."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, cross_states: dict[str, np.ndarray], beams: int) -> None:
-        """`cross_states`: 2 L arrays [B, H, P, D / H], one for an image however many its beams."""
+    def __init__(self, session: onnxruntime.InferenceSession, cross_states: dict[str, OrtValue], beams: int) -> None:
+        """`cross_states`: 2 L arrays [B, P, D], one for an image however many its beams."""
         self.session = session
         self.cross_states = cross_states
         self.vocab_size = session.get_outputs()[0].shape[2]
-        rows = beams * len(next(iter(cross_states.values())))
-        self.self_states: dict[str, np.ndarray] = {}  # [B * K, H, T, D / H]
+        rows = beams * next(iter(cross_states.values())).shape()[0]
+        self.self_states: dict[str, OrtValue] = {}  # [B * K, T, D]
         for given in session.get_inputs():
             if given.name.startswith("self_"):
-                heads, width = given.shape[1], given.shape[3]
-                self.self_states[given.name] = np.zeros((rows, heads, 0, width), dtype=np.float32)
+                empty = np.zeros((rows, 0, given.shape[2]), dtype=np.float32)
+                self.self_states[given.name] = OrtValue.ortvalue_from_numpy(empty)
 
     def step(self, token_ids: np.ndarray, rows: np.ndarray, num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
         """The newest tokens [B, K], each behind what row `rows[b, k]` of the step before has -> the most probable next
@@ -149,15 +151,18 @@ class DecoderSteps:
 
     def _run(self, names: list[str], token_ids: np.ndarray, rows: np.ndarray, num_candidates: int) -> list[np.ndarray]:
         count = np.array(min(num_candidates, self.vocab_size))
-        inputs = {"input_ids": token_ids, "rows": rows, "num_candidates": count}
+        arrays = {"input_ids": token_ids, "rows": rows, "num_candidates": count}
+        inputs = {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
         wanted = [*names, *(f"new_{name}" for name in self.self_states)]
-        results = self.session.run(wanted, {**inputs, **self.self_states, **self.cross_states})
+        results = self.session.run_with_ort_values(wanted, {**inputs, **self.self_states, **self.cross_states})
         self.self_states = dict(zip(self.self_states, results[len(names) :], strict=True))
-        return results[: len(names)]
+        return [result.numpy() for result in results[: len(names)]]
 
     def keep(self, images: list[int]) -> None:
         """Only these of the B images go on."""
-        self.cross_states = {name: state[images] for name, state in self.cross_states.items()}
+        self.cross_states = {
+            name: OrtValue.ortvalue_from_numpy(state.numpy()[images]) for name, state in self.cross_states.items()
+        }
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
