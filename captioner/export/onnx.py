@@ -188,19 +188,11 @@ def _attention(
     """SDPA over [N, H, T, D / H] as ONNX's Attention over [N, T, D]: ONNX Runtime finds that these transposes undo the
     model's own, and drops both."""
     heads, key_heads = query.shape[1], key.shape[1]
-
-    def merge_heads(states: Any) -> Any:
-        return opset23.Reshape(opset23.Transpose(states, perm=[0, 2, 1, 3]), [0, 0, -1])
-
-    context, *_ = opset23.Attention(
-        *map(merge_heads, (query, key, value)),
-        attn_mask=attn_mask,
-        scale=scale,
-        is_causal=is_causal,
-        q_num_heads=heads,
-        kv_num_heads=key_heads,
-    )
-    return opset23.Transpose(opset23.Reshape(context, [0, 0, heads, -1]), perm=[0, 2, 1, 3])
+    op: Any = opset23  # lists become constants, which its types do not say
+    query, key, value = [op.Reshape(op.Transpose(x, perm=[0, 2, 1, 3]), [0, 0, -1]) for x in (query, key, value)]
+    options = {"scale": scale, "is_causal": is_causal, "q_num_heads": heads, "kv_num_heads": key_heads}
+    context, *_ = op.Attention(query, key, value, attn_mask, **options)
+    return op.Transpose(op.Reshape(context, [0, 0, heads, -1]), perm=[0, 2, 1, 3])
 
 
 def _convert(path: Path, precision: str) -> None:
