@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Hashable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,7 +111,7 @@ def train(
     from captioner.train.dry_run import dry_run
     from captioner.train.trainer import train as run
 
-    _refuse_a_lonely_process()
+    _refuse_a_lonely_process("train.py")
     recipe = load_config(config, overrides)
     is_main = os.environ.get("RANK", "0") == "0"
     if dry:
@@ -178,10 +178,13 @@ def annotate(
 
     Exit status: 0 all captioned, 3 some images failed and the rest are written, 2 usage.
     """
-    from captioner.annotate.folder import OutputFile, Table, annotate, choose_format
+    from captioner.annotate.folder import OutputFile, Table, annotate, choose_format, precision_left
     from captioner.annotate.paths import find_images
     from captioner.infer.options import GenerationOptions
+    from captioner.infer.processes import this_process
 
+    _refuse_a_lonely_process("infer.py")
+    process = this_process()
     options = GenerationOptions(
         do_sample=do_sample,
         **_given(
@@ -199,26 +202,35 @@ def annotate(
     )
     if output_format and not output:
         raise CaptionerError("--format needs an output file (-o)")
+    if process.count > 1 and not output:
+        raise CaptionerError(f"{process.count} processes need an output file to write to together: -o out.jsonl")
     chosen_format = choose_format(output, output_format) if output else ""
-    total = sum(1 for _ in find_images(paths))
-    if total == 0:
+    is_mine = [process.owns(image) for image in find_images(paths)]
+    if not is_mine:
         raise CaptionerError(f"no images in {', '.join(paths)}")
+    if precision == "auto" and output:
+        precision = precision_left(output) or precision  # a run goes on as it began
     captioner = _load_captioner(model, device, precision)
     options = replace(options, **captioner.spelled(prefix, banned_word or (), forced_word or ()))
-    sink = OutputFile(output, chosen_format, captioner.name, options) if output else Table()
+    settings = {"model": captioner.name, "precision": captioner.precision, "options": asdict(options)}
+    sink = OutputFile(output, chosen_format, settings, process.rank) if output else Table()
     try:
         summary = annotate(
             captioner,
-            find_images(paths),
+            lambda: find_images(paths),
             options,
             sink,
-            total=total,
+            process,
+            total=sum(is_mine),
             batch_size=batch_size,
             num_workers=num_workers or _default_workers(),
         )
     except KeyboardInterrupt:
-        print("stopped" + (f"; the same command goes on from {output}.part" if output else ""), file=sys.stderr)
+        if process.rank == 0:
+            print("stopped" + (f"; the same command goes on from {output}.part" if output else ""), file=sys.stderr)
         raise typer.Exit(130) from None
+    if summary is None:
+        return
     if output:
         print(f"{summary.captioned} captioned, {summary.failed} failed", file=sys.stderr)
     if summary.failed:
@@ -329,14 +341,15 @@ def _print_estimate(estimate: "Estimate") -> None:
     )
 
 
-def _refuse_a_lonely_process() -> None:
+def _refuse_a_lonely_process(script: str) -> None:
     """`accelerate launch --cpu --num_processes N` starts one process, and says nothing, where it is given no MPI."""
+    from captioner.infer.processes import COUNT
+
     several = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
-    sizes = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-    if several and not any(name in os.environ for name in sizes):
+    if several and not any(name in os.environ for name in COUNT):
         raise CaptionerError(
             "accelerate launch --cpu started one process of several, since it was given no --mpirun_hostfile; "
-            "without MPI: ACCELERATE_USE_CPU=true torchrun --nproc-per-node N train.py ..."
+            f"without MPI: ACCELERATE_USE_CPU=true torchrun --nproc-per-node N {script} ..."
         )
 
 
@@ -362,7 +375,9 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _default_workers() -> int:
-    return min(8, os.cpu_count() or 1)
+    from captioner.infer.processes import this_process
+
+    return max(1, min(8, (os.cpu_count() or 1) // this_process().local_count))
 
 
 def _load_captioner(model: str | None, device: str, precision: str) -> "Captioner":
@@ -371,6 +386,8 @@ def _load_captioner(model: str | None, device: str, precision: str) -> "Captione
     # GNU's OpenMP reads this when torch is imported. By default its threads spin for milliseconds where they wait for
     # each other, and beside other work captioning takes several times as long; on a quiet machine this costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if device == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        device = "cpu"  # accelerate launch --cpu
     gc.disable()  # what libraries and models make stays, and to look through it again and again takes a second
     try:
         return Captioner.from_pretrained(model, device, precision)

@@ -1,14 +1,17 @@
 """Caption files into a table or an output file: `captioner annotate`.
 
-Results for an output file go at once to a journal beside it, from which a run that was killed goes on.
+Results for an output file go at once to journals beside it, from which a run that was killed goes on. Of a launch of
+several processes each captions its share; the first makes one file of all their journals.
 """
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,8 +20,11 @@ from captioner.annotate.pipeline import Captioned, Failure, caption_images, prog
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
 from captioner.infer.options import GenerationOptions
+from captioner.infer.processes import Process
 
 Record = dict[str, Any]
+Images = Callable[[], Iterable[str]]
+Places = dict[str, tuple[Path, int]]  # of the records of images: a journal, and where in it
 
 
 class Summary(NamedTuple):
@@ -35,37 +41,45 @@ class Sink(Protocol):
 
     def write(self, record: Record) -> None: ...
     def fail(self, failure: Failure) -> None: ...
-    def finish(self) -> None: ...
+    def close(self) -> None: ...
+    def finish(self, images: Images) -> Summary: ...
 
 
 def annotate(
     captioner: Captioner,
-    images: Iterable[str],
+    images: Images,
     options: GenerationOptions,
     sink: Sink,
+    process: Process,
     *,
     total: int,
     batch_size: int,
     num_workers: int,
-) -> Summary:
-    """Caption `images` (paths) into `sink`, passing over those it has already. `total` is their number.
+) -> Summary | None:
+    """Caption into `sink` those of `images` (paths) that are this process's, `total` of them, but not what it has done.
 
     A file that cannot be read costs one `Failure`, never the run.
+
+    Returns:
+        How it went in all processes, to the first of them; None to the others.
+
+    Raises:
+        CaptionerError: another process has ended before its share was captioned.
     """
-    captioned = failed = 0
+    process.meet()  # by now all have read what an earlier run left
     with progress_bar(isinstance(sink, Table) and sys.stdout.isatty()) as progress:
         task = progress.add_task("captioning", total=total)
-        todo = ((path, path) for path in _pass_over(images, sink.done, lambda: progress.advance(task)))
+        mine = filter(process.owns, images())
+        todo = ((path, path) for path in _pass_over(mine, sink.done, lambda: progress.advance(task)))
         for result in caption_images(captioner, todo, options, batch_size=batch_size, num_workers=num_workers):
             if isinstance(result, Failure):
-                failed += 1
                 sink.fail(result)
             else:
-                captioned += 1
                 sink.write(_record(result, captioner.name))
             progress.advance(task)
-    sink.finish()
-    return Summary(captioned + len(sink.done), failed)
+    sink.close()
+    process.meet()
+    return sink.finish(images) if process.rank == 0 else None
 
 
 def _record(result: Captioned[str], model: str) -> Record:
@@ -116,44 +130,48 @@ class Table:
 
     def __init__(self) -> None:
         self.done: set[str] = set()
+        self.captioned = self.failed = 0
         for stream in (sys.stdout, sys.stderr):  # names that are not valid text leave as the bytes they are
             stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
 
     def write(self, record: Record) -> None:
+        self.captioned += 1
         print(*(record[field].translate(self.ESCAPES) for field in ("image", "caption")), sep="\t", flush=True)
 
     def fail(self, failure: Failure) -> None:
+        self.failed += 1
         print(f"{failure.image}: {failure.message}".translate(self.ESCAPES), file=sys.stderr, flush=True)
 
-    def finish(self) -> None:
+    def close(self) -> None:
         pass
+
+    def finish(self, images: Images) -> Summary:
+        return Summary(self.captioned, self.failed)
 
 
 class OutputFile:
     """`x.jsonl` or `x.csv` with `x.errors.jsonl`, both whole or absent.
 
-    Until `finish` the results are in the journal `x.jsonl.part`: a line with the run's settings, then one JSON record a
-    line. A journal that is there already, with the same settings, is continued: `done` names its images. Images that
-    failed are tried again, so the errors file starts anew.
+    Until `finish` the results are in the folder `x.jsonl.part`, where each process has a journal: a line with the run's
+    settings, then a JSON record for each image, captioned or failed. What is there already, by however many processes
+    of the same settings, is continued: `done` names the images captioned by then. Those that failed are tried again.
     """
 
-    def __init__(self, path: Path, format_name: str, model: str, options: GenerationOptions) -> None:
-        """Open or continue the journal.
+    def __init__(self, path: Path, format_name: str, settings: Record, rank: int = 0) -> None:
+        """Open or continue the journal of process `rank`.
 
         Raises:
-            CaptionerError: the folder cannot be written, or the journal belongs to a run with other settings.
+            CaptionerError: the folder cannot be written, or the journals belong to a run with other settings.
         """
         self.path = path
         self.format_name = format_name
         self.errors_path = path.with_suffix(".errors.jsonl")
-        self.journal_path = Path(f"{path}.part")
-        self.errors_part = Path(f"{self.errors_path}.part")
-        self.failed = 0
-        settings = {"model": model, "options": asdict(options)}
+        self.folder = _journals(path)
+        journal = self.folder / f"{rank}.jsonl"
         try:
-            self.done = self._recover(settings)
-            self.journal = open_text(self.journal_path, "a")
-            self.errors = open_text(self.errors_part, "w")
+            self.folder.mkdir(exist_ok=True)
+            self.done = self._recover(settings, journal)
+            self.journal = open_text(journal, "a")
         except OSError as error:
             raise CaptionerError(f"{error.filename}: cannot be written: {error.strerror}") from error
         if self.journal.tell() == 0:
@@ -164,50 +182,106 @@ class OutputFile:
         self.journal.flush()
 
     def fail(self, failure: Failure) -> None:
-        self.failed += 1
-        self.errors.write(json_line(asdict(failure)))
-        self.errors.flush()
+        self.write(asdict(failure))
 
-    def finish(self) -> None:
-        """Write the output under another name, then rename."""
+    def close(self) -> None:
         self.journal.close()
-        self.errors.close()
-        whole = Path(f"{self.path}.tmp")
-        with open_text(whole, "w") as file:
-            FORMATS[self.format_name](self._records(), file)
-        os.replace(whole, self.path)
-        if self.failed:
-            os.replace(self.errors_part, self.errors_path)
-        else:
-            self.errors_part.unlink()
-            self.errors_path.unlink(missing_ok=True)  # an earlier run's
-        self.journal_path.unlink()
 
-    def _records(self) -> Iterator[Record]:
-        with open(self.journal_path, encoding="utf-8", newline="\n") as lines:
-            yield from map(json.loads, islice(lines, 1, None))
+    def finish(self, images: Images) -> Summary:
+        """Write captions and failures, each in the order of `images`, under other names; then rename.
 
-    def _recover(self, settings: dict[str, Any]) -> set[str]:
-        """Read what a killed run left, cut off a line it was writing, and name the images it had done."""
-        if not self.journal_path.exists():
-            return set()
+        Every process has closed its journal by now. Memory holds the name of each image and the place of its record.
+
+        Raises:
+            CaptionerError: the files cannot be written.
+        """
+        captions, failures = self._places()
+        summary = Summary(len(captions), len(failures))
+        whole, errors_whole = Path(f"{self.path}.tmp"), Path(f"{self.errors_path}.tmp")
+        try:
+            with open_text(whole, "w") as file:
+                FORMATS[self.format_name](self._records(images(), captions), file)
+            if summary.failed:
+                with open_text(errors_whole, "w") as file:
+                    file.writelines(map(json_line, self._records(images(), failures)))
+                os.replace(errors_whole, self.errors_path)
+            else:
+                self.errors_path.unlink(missing_ok=True)  # an earlier run's
+            os.replace(whole, self.path)
+        except OSError as error:
+            raise CaptionerError(f"{error.filename or self.path}: cannot be written: {error.strerror}") from error
+        shutil.rmtree(self.folder)
+        return summary
+
+    def _places(self) -> tuple[Places, Places]:
+        """Of each image the last caption; of each that has none, the last failure."""
+        captions: Places = {}
+        failures: Places = {}
+        for path in sorted(self.folder.iterdir()):
+            for line in islice(_whole_lines(path), 1, None):
+                places = failures if "error" in line.record else captions
+                places[line.record["image"]] = path, line.start
+        return captions, {image: place for image, place in failures.items() if image not in captions}
+
+    def _records(self, images: Iterable[str], places: Places) -> Iterator[Record]:
+        """The records of `images`, then of those that are no longer among them."""
+        with ExitStack() as stack:
+            journals = {path: stack.enter_context(open(path, "rb")) for path in self.folder.iterdir()}
+            for image in chain(images, list(places)):
+                if image in places:
+                    path, start = places.pop(image)
+                    journals[path].seek(start)
+                    yield json.loads(journals[path].readline())
+
+    def _recover(self, settings: Record, own: Path) -> set[str]:
+        """Read what killed runs left, cut off the line that was being written in `own`, and name the images they had
+        done."""
         done: set[str] = set()
-        with open(self.journal_path, "r+b") as journal:
-            whole = 0
-            for number, line in enumerate(journal):
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    break
-                if not line.endswith(b"\n"):
-                    break
-                if number > 0:
-                    done.add(record["image"])
-                elif record != json.loads(json_line(settings)):
+        for path in self.folder.iterdir():
+            end = 0
+            for line in _whole_lines(path):
+                if line.start > 0:
+                    if "error" not in line.record:
+                        done.add(line.record["image"])
+                elif line.record != json.loads(json_line(settings)):
                     raise CaptionerError(
-                        f"{self.journal_path}: left by a run with another model or other options; "
-                        "finish it with those, or delete it to start again"
+                        f"{self.folder}: left by a run with another model, precision or options; "
+                        "finish it with those, or delete this folder to start again"
                     )
-                whole += len(line)
-            journal.truncate(whole)
+                end = line.end
+            if path == own:
+                os.truncate(path, end)
         return done
+
+
+def precision_left(path: Path) -> str | None:
+    """The precision of a run that stopped before it wrote the output file `path`; None where there is none."""
+    for journal in _journals(path).glob("*"):
+        for line in _whole_lines(journal):
+            return line.record.get("precision")
+    return None
+
+
+def _journals(output: Path) -> Path:
+    return Path(f"{output}.part")
+
+
+class _Line(NamedTuple):
+    record: Record
+    start: int
+    end: int
+
+
+def _whole_lines(journal: Path) -> Iterator[_Line]:
+    """The lines of a journal up to one that was being written."""
+    with open(journal, "rb") as file:
+        start = 0
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                return
+            if not line.endswith(b"\n"):
+                return
+            yield _Line(record, start, start + len(line))
+            start += len(line)

@@ -16,6 +16,7 @@ from captioner.data.images import ImageError, ReadableImage, load_image
 from captioner.infer.caption import Caption, ImageInput
 from captioner.infer.captioner import Captioner
 from captioner.infer.options import GenerationOptions
+from captioner.infer.processes import this_process
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -111,7 +112,7 @@ def map_ahead(
 
 
 def progress_bar(results_scroll_by: bool = False) -> Progress:
-    """A bar on stderr where that is a terminal, and results do not go to the same one."""
-    visible = sys.stderr.isatty() and not results_scroll_by
+    """A bar on stderr where that is a terminal, and results do not go to the same one; the first process's alone."""
+    visible = sys.stderr.isatty() and not results_scroll_by and this_process().rank == 0
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), disable=not visible, redirect_stdout=False)

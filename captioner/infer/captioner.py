@@ -27,6 +27,7 @@ class Captioner(ABC):
 
     Attributes:
         name: says in outputs which model wrote a caption.
+        precision: of weights and arithmetic; "auto" is that which a model was exported in.
         preprocessing: an upright RGB image -> pixel values [3, H, W], as the model was trained on. Safe in threads.
 
     Example:
@@ -36,6 +37,7 @@ class Captioner(ABC):
     """
 
     name: str
+    precision: str
     preprocessing: Preprocessing
 
     @staticmethod
@@ -50,7 +52,8 @@ class Captioner(ABC):
         Args:
             model: an existing folder is read as such; any other `owner/name` is asked of the Hub, through its cache,
                 and of the cache alone where HF_HUB_OFFLINE=1.
-            device: a torch device; "auto" takes an accelerator where there is one.
+            device: a torch device; "auto" takes an accelerator where there is one. Where it names no number, processes
+                that were launched together on a machine take one each.
             precision: of weights and arithmetic; "auto" is bf16 on an accelerator (fp16 where it has no bf16), fp32 on
                 a CPU.
 

@@ -37,7 +37,7 @@ class OnnxCaptioner(Captioner):
         self.folder = folder
         self.exported = ExportedCaptioner(folder)
         self.preprocessing = self.exported.preprocessing
-        self.name = name
+        self.name, self.precision = name, precision
 
     @cached_property
     def on_half_the_threads(self) -> ExportedCaptioner:

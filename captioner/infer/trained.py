@@ -15,6 +15,7 @@ from captioner.infer.captioner import Captioner
 from captioner.infer.generation import GenerationStream, Hypothesis
 from captioner.infer.options import GenerationOptions
 from captioner.infer.packed import pack_linears
+from captioner.infer.processes import this_process
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 
@@ -34,7 +35,8 @@ class TorchCaptioner(Captioner):
     ) -> None:
         """Move `model` to `device` and `precision`; `name` says in outputs which model wrote a caption."""
         self.device = _device(device)
-        self.dtype = _dtype(precision, self.device)
+        self.precision = _precision(precision, self.device)
+        self.dtype = DTYPES[self.precision]
         self.model = model.to(device=self.device, dtype=self.dtype).eval()
         if self.device.type == "cpu" and self.dtype == torch.float32:
             pack_linears(self.model)
@@ -49,7 +51,7 @@ class TorchCaptioner(Captioner):
         Raises:
             CaptionerError: it cannot be read, or there is no such device or precision.
         """
-        _dtype(precision, _device(device))  # a wrong name should not cost the reading of weights
+        _precision(precision, _device(device))  # a wrong name should not cost the reading of weights
         return cls(*load_model(folder, name), name, device, precision)
 
     def _token_ids(self, text: str) -> tuple[int, ...]:
@@ -103,20 +105,23 @@ class TorchCaptionStream:
 
 def _device(name: str | torch.device) -> torch.device:
     if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        name = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         device = torch.device(name)
+        process, devices = this_process(), torch.accelerator.device_count()
+        if process.local_count > 1 and devices > 1 and device.type != "cpu" and device.index is None:
+            device = torch.device(device.type, process.local_rank % devices)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises for a device it lacks
         raise CaptionerError(f"device {str(name)!r}: {str(error).splitlines()[0]}") from error
     return device
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    if precision == "auto":
+def _precision(name: str, device: torch.device) -> str:
+    if name == "auto":
         if device.type == "cpu":
-            return torch.float32
-        return torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
-    if precision not in DTYPES:
-        raise CaptionerError(f"precision {precision!r}: choose auto, {', '.join(DTYPES)}")
-    return DTYPES[precision]
+            return "fp32"
+        return "fp16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bf16"
+    if name not in DTYPES:
+        raise CaptionerError(f"precision {name!r}: choose auto, {', '.join(DTYPES)}")
+    return name

@@ -210,8 +210,8 @@ from captioner.annotate.folder import OutputFile
 write, records = OutputFile.write, []
 
 def deadly(self, record):
-    records.append(record)
-    if len(records) == 6:  # the first are the run's settings
+    records.append("caption" in record)
+    if sum(records) == 5 and os.environ.get("RANK", "1") == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     write(self, record)
 
@@ -228,7 +228,7 @@ def test_a_killed_run_goes_on_where_it_stopped(annotate, photos, tiny_captioner,
     killed = subprocess.run([sys.executable, "-c", KILLED_AFTER_FOUR_RECORDS, *arguments], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not Path("out.jsonl").exists() and not Path("out.errors.jsonl").exists()
-    with open("out.jsonl.part", "ab") as journal:
+    with open("out.jsonl.part/0.jsonl", "ab") as journal:
         journal.write(b'{"image": "photos/05.png", "caption": "cut')  # a line that was being written
 
     prepared, preprocess = [], Preprocessing.__call__
@@ -246,6 +246,48 @@ def test_a_killed_run_goes_on_where_it_stopped(annotate, photos, tiny_captioner,
     assert not list(Path().glob("*.part")) and not list(Path().glob("*.tmp"))
 
 
+def launch(processes: int, *command: object) -> subprocess.CompletedProcess[str]:
+    """Run Python on as many processes as torchrun starts them."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(
+        [*launcher, *map(str, command)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.skipif(not INFER.is_file(), reason="installed without the repository")
+def test_two_processes_write_the_file_that_one_writes_and_after_a_kill_any_number_goes_on(
+    annotate, photos, tiny_captioner
+):
+    (photos / "03.png").write_bytes(b"broken")
+    whole = annotate(photos, "-o", "whole.jsonl")
+    Path("deadly.py").write_text(KILLED_AFTER_FOUR_RECORDS)
+    arguments = ["annotate", "photos", "--model", tiny_captioner, "-o", "out.jsonl", "--batch-size", "2"]
+    killed = launch(2, "deadly.py", *arguments)
+    assert killed.returncode != 0 and sorted(os.listdir("out.jsonl.part")) == ["0.jsonl", "1.jsonl"]
+    assert not Path("out.jsonl").exists() and not Path("out.errors.jsonl").exists()
+    assert sum("caption" in record for record in read_jsonl("out.jsonl.part/1.jsonl")) == 4
+    goes_on = launch(3, INFER, *arguments[1:])
+    assert goes_on.returncode != 0 and "exitcode  : 3" in goes_on.stderr, "some images failed"
+    assert goes_on.stderr.count(whole.err) == 1 and goes_on.stdout == ""
+    assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+    assert Path("out.errors.jsonl").read_bytes() == Path("whole.errors.jsonl").read_bytes()
+    assert not list(Path().glob("*.part")) and not list(Path().glob("*.tmp"))
+
+
+def test_several_processes_need_an_output_file(annotate, photos, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    outcome = annotate(photos)
+    assert outcome.status == 2 and "2 processes need an output file to write to together: -o" in outcome.err
+
+
+def test_a_lonely_process_of_a_launch_of_several_is_refused(annotate, photos, monkeypatch):
+    for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    outcome = annotate(photos, "-o", "out.jsonl")
+    assert outcome.status == 2 and "torchrun --nproc-per-node N infer.py" in outcome.err
+
+
 def test_a_journal_of_another_run_is_not_mixed_in(annotate, photos, monkeypatch):
     def stop(self, *arguments):
         raise KeyboardInterrupt
@@ -254,9 +296,9 @@ def test_a_journal_of_another_run_is_not_mixed_in(annotate, photos, monkeypatch)
         patched.setattr(TorchCaptionStream, "add", stop)
         outcome = annotate(photos, "-o", "out.jsonl")
         assert (outcome.status, outcome.err) == (130, "stopped; the same command goes on from out.jsonl.part\n")
-    outcome = annotate(photos, "-o", "out.jsonl", "--num-beams", 2)
-    assert outcome.status == 2
-    assert "left by a run with another model or other options" in outcome.err
+    for other in (("--num-beams", 2), ("--precision", "bf16")):
+        outcome = annotate(photos, "-o", "out.jsonl", *other)
+        assert outcome.status == 2 and "left by a run with another model, precision or options" in outcome.err
     assert annotate(photos, "-o", "out.jsonl").status == 0
 
 

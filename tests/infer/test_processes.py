@@ -1,0 +1,71 @@
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from captioner.infer import trained
+from captioner.infer.processes import Process, this_process
+
+
+@pytest.mark.parametrize("names", ["RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE", "PMI_RANK PMI_SIZE"])
+def test_a_launch_is_known_by_its_environment(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+    assert this_process() == Process(0, 1, 0, 1)
+    for name, number in zip(names.split(), ("5", "8", "1", "4"), strict=False):
+        monkeypatch.setenv(name, number)
+    assert this_process() == (Process(5, 8, 1, 4) if "LOCAL_RANK" in names else Process(5, 8))
+
+
+def test_every_image_is_exactly_one_process_s() -> None:
+    images = [f"photos/{number:04}.jpg" for number in range(1000)] + [os.fsdecode(b"caf\xe9.jpg")]
+    processes = [Process(rank, 3) for rank in range(3)]
+    owners = [[process.owns(image) for process in processes] for image in images]
+    assert all(sum(owned) == 1 for owned in owners)
+    assert all(250 < sum(shares) < 420 for shares in zip(*owners, strict=True))
+
+
+MEET_TWICE = """
+import os
+from captioner.errors import CaptionerError
+from captioner.infer.processes import this_process
+
+process = this_process()
+process.meet()
+if process.rank == 1:
+    os._exit(9)
+try:
+    process.meet()
+except CaptionerError as error:
+    print(error)
+"""
+
+
+def test_a_process_that_ends_early_is_noticed_by_those_that_wait_for_it() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    second, first = (
+        subprocess.Popen(
+            [sys.executable, "-c", MEET_TWICE], env=environment | {"RANK": rank}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in "10"
+    )
+    assert first.communicate(timeout=60)[0].startswith("process 0 of 2 cannot meet the others: ")
+    assert second.wait(60) == 9
+
+
+def test_processes_of_a_machine_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch, "zeros", lambda size, device: tried.append(device) or torch.ones(size))
+    assert trained._device("auto") == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "6")
+    assert trained._device("auto") == trained._device("cuda") == torch.device("cuda", 2)
+    assert trained._device("cuda:1") == torch.device("cuda", 1)
+    assert trained._device("cpu") == torch.device("cpu")
+    assert tried[1:3] == [torch.device("cuda", 2)] * 2, "each is tried before weights are read"
