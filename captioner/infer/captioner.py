@@ -22,12 +22,17 @@ if TYPE_CHECKING:
     import torch
 
 
+WORTH_TUNING = 1000
+"""Images from which on `Captioner.tune` pays: it takes about as long as captioning 60 of them."""
+
+
 class Captioner(ABC):
     """A model and all it needs, ready to caption: `TorchCaptioner` or `OnnxCaptioner`, as its files are.
 
     Attributes:
         name: says in outputs which model wrote a caption.
         precision: of weights and arithmetic; "auto" is that which a model was exported in.
+        batch_size: images captioned at once where nobody says how many.
         preprocessing: an upright RGB image -> pixel values [3, H, W], as the model was trained on. Safe in threads.
 
     Example:
@@ -38,6 +43,7 @@ class Captioner(ABC):
 
     name: str
     precision: str
+    batch_size: int = 16
     preprocessing: Preprocessing
 
     @staticmethod
@@ -55,7 +61,7 @@ class Captioner(ABC):
             device: a torch device; "auto" takes an accelerator where there is one. Where it names no number, processes
                 that were launched together on a machine take one each.
             precision: of weights and arithmetic; "auto" is bf16 on an accelerator (fp16 where it has no bf16), fp32 on
-                a CPU.
+                a CPU until `tune` finds bf16 faster.
 
         Raises:
             CaptionerError: no such model, or one that cannot be read; the message says which and why.
@@ -70,14 +76,16 @@ class Captioner(ABC):
         return TorchCaptioner.load(folder, name, device, precision)
 
     @overload
-    def __call__(self, images: ImageInput, *, batch_size: int = ..., **options: Any) -> Caption: ...
+    def __call__(self, images: ImageInput, *, batch_size: int | None = ..., **options: Any) -> Caption: ...
     @overload
-    def __call__(self, images: Sequence[ImageInput], *, batch_size: int = ..., **options: Any) -> list[Caption]: ...
+    def __call__(
+        self, images: Sequence[ImageInput], *, batch_size: int | None = ..., **options: Any
+    ) -> list[Caption]: ...
     def __call__(
         self,
         images: ImageInput | Sequence[ImageInput],
         *,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         prefix: str = "",
         banned_words: Sequence[str] = (),
         forced_words: Sequence[str] = (),
@@ -87,7 +95,7 @@ class Captioner(ABC):
 
         Args:
             images: a path, the bytes of an image file, a PIL image, or a list of these.
-            batch_size: images captioned at once.
+            batch_size: images captioned at once; default: the captioner's.
             prefix: how every caption starts: "a photo of".
             banned_words: words, or sequences of words, that no caption uses as the tokenizer spells them here.
             forced_words: words, or sequences of words, that every caption holds, likewise; beam search alone can do it.
@@ -100,7 +108,7 @@ class Captioner(ABC):
         if isinstance(images, (str, bytes, Path, Image.Image)):
             words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
             return self([images], batch_size=batch_size, **words, **options)[0]
-        batches = pixel_batches(images, self.preprocessing, batch_size)
+        batches = pixel_batches(images, self.preprocessing, self.batch_size if batch_size is None else batch_size)
         stream = self.stream(_options(options | self.spelled(prefix, banned_words, forced_words)))
         captions: list[Caption] = []
         for pixel_values in batches:
@@ -115,6 +123,14 @@ class Captioner(ABC):
             "force_words_ids": tuple(map(self._token_ids, forced_words)),
         }
         return {name: ids for name, ids in fields.items() if ids}  # others may be given as ids
+
+    @abstractmethod
+    def tune(self, options: GenerationOptions, batch_size: int | None = None) -> None:
+        """Set what a short probe finds fastest on this machine, as images by the thousand are worth: on a CPU bf16 in
+        place of fp32, where `precision` was "auto"; on an accelerator the batch size, unless `batch_size` names it.
+
+        The batch size on a CPU stays: from 8 images on, sizes differ little there.
+        """
 
     @abstractmethod
     def stream(self, options: GenerationOptions) -> "CaptionStream":

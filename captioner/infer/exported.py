@@ -46,6 +46,9 @@ class OnnxCaptioner(Captioner):
     def _token_ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.exported.tokenizer.encode(text))
 
+    def tune(self, options: GenerationOptions, batch_size: int | None = None) -> None:
+        """Nothing is left to choose."""
+
     def stream(self, options: GenerationOptions) -> "OnnxCaptionStream":
         return OnnxCaptionStream(self, search_options(options))
 

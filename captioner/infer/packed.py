@@ -1,7 +1,7 @@
 """Linear layers that compute from a copy of their weights in oneDNN's own order.
 
-On an x86 CPU in fp32, torch multiplies a few rows with a large matrix at a fraction of what memory allows; a decoder
-step, which does little else, is faster with these.
+On an x86 CPU, torch multiplies a few rows with a large matrix at a fraction of what memory allows; a decoder step,
+which does little else, is faster with these.
 """
 
 from typing import Any
@@ -10,12 +10,20 @@ import torch
 from torch import Tensor, nn
 
 
+def multiplies_bf16() -> bool:
+    """Does oneDNN take matrices in bf16 on this CPU?"""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def pack_linears(model: nn.Module) -> None:
-    """Let every linear layer of a model in fp32 on a CPU compute so, where torch can.
+    """Let every linear layer of a model in fp32 or bf16 on a CPU compute so, where torch can.
 
     The parameters stay what and where they are; the copies take their memory once more.
     """
     if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
+        return
+    dtype = next(model.parameters()).dtype
+    if dtype != torch.float32 and not (dtype == torch.bfloat16 and multiplies_bf16()):
         return
     for module in list(model.modules()):
         for name, child in module.named_children():

@@ -16,6 +16,7 @@ from captioner.infer.generation import GenerationStream, Hypothesis
 from captioner.infer.options import GenerationOptions
 from captioner.infer.packed import pack_linears
 from captioner.infer.processes import this_process
+from captioner.infer.tuning import best_batch_size, faster_precision
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 
@@ -36,9 +37,10 @@ class TorchCaptioner(Captioner):
         """Move `model` to `device` and `precision`; `name` says in outputs which model wrote a caption."""
         self.device = _device(device)
         self.precision = _precision(precision, self.device)
+        self.may_round = precision == "auto" and self.precision == "fp32"
         self.dtype = DTYPES[self.precision]
         self.model = model.to(device=self.device, dtype=self.dtype).eval()
-        if self.device.type == "cpu" and self.dtype == torch.float32:
+        if self.device.type == "cpu":
             pack_linears(self.model)
         self.processor = processor
         self.preprocessing = processor.image_processor.preprocessing
@@ -53,6 +55,14 @@ class TorchCaptioner(Captioner):
         """
         _precision(precision, _device(device))  # a wrong name should not cost the reading of weights
         return cls(*load_model(folder, name), name, device, precision)
+
+    def tune(self, options: GenerationOptions, batch_size: int | None = None) -> None:
+        if self.device.type != "cpu":
+            self.batch_size = batch_size or best_batch_size(self, options)
+        elif self.may_round and this_process().count == 1:  # several would have to agree
+            faster = faster_precision(self, options)
+            self.model, self.dtype, self.precision = faster.model, faster.dtype, faster.precision
+            self.may_round = False
 
     def _token_ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.processor.tokenizer(text).input_ids[:-1])  # without the end of sequence

@@ -17,6 +17,7 @@ from PIL import Image
 
 from captioner import cli
 from captioner.annotate import pipeline
+from captioner.infer import tuning
 from captioner.infer.captioner import Captioner
 from captioner.infer.trained import TorchCaptionStream
 from captioner.model.preprocessing import Preprocessing
@@ -288,10 +289,11 @@ def test_a_lonely_process_of_a_launch_of_several_is_refused(annotate, photos, mo
     assert outcome.status == 2 and "torchrun --nproc-per-node N infer.py" in outcome.err
 
 
-def test_a_journal_of_another_run_is_not_mixed_in(annotate, photos, monkeypatch):
-    def stop(self, *arguments):
-        raise KeyboardInterrupt
+def stop(self, *arguments):
+    raise KeyboardInterrupt
 
+
+def test_a_journal_of_another_run_is_not_mixed_in(annotate, photos, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(TorchCaptionStream, "add", stop)
         outcome = annotate(photos, "-o", "out.jsonl")
@@ -300,6 +302,24 @@ def test_a_journal_of_another_run_is_not_mixed_in(annotate, photos, monkeypatch)
         outcome = annotate(photos, "-o", "out.jsonl", *other)
         assert outcome.status == 2 and "left by a run with another model, precision or options" in outcome.err
     assert annotate(photos, "-o", "out.jsonl").status == 0
+
+
+def test_many_images_are_captioned_as_a_probe_finds_fastest_and_a_resumed_run_as_it_began(
+    annotate, photos, monkeypatch
+):
+    speeds = {"bf16": 2.0, "fp32": 1.0}
+    monkeypatch.setattr("captioner.infer.captioner.WORTH_TUNING", 11)
+    monkeypatch.setattr(tuning, "images_per_second", lambda captioner, *_, **__: speeds[captioner.precision])
+    monkeypatch.setattr(tuning, "multiplies_bf16", lambda: True)
+    assert annotate(photos, "-o", "out.jsonl").err == "precision bf16, batches of 16\n11 captioned, 0 failed\n"
+    assert annotate(photos).err == "", "no word beside a table in a pipe"
+    annotate(photos, "-o", "given.jsonl", "--precision", "bf16")
+    assert Path("out.jsonl").read_text() == Path("given.jsonl").read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr(TorchCaptionStream, "add", stop)
+        assert annotate(photos, "-o", "out.jsonl").status == 130
+    speeds["fp32"] = 3.0
+    assert annotate(photos, "-o", "out.jsonl").err == "precision bf16, batches of 16\n11 captioned, 0 failed\n"
 
 
 @pytest.mark.parametrize(

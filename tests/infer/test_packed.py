@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from captioner.infer.packed import PackedLinear, pack_linears
+from captioner.infer.packed import PackedLinear, multiplies_bf16, pack_linears
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.cpu.get_cpu_capability().startswith("AVX"), reason="packing is for x86 CPUs with AVX"
@@ -25,6 +25,17 @@ def test_packed_layers_compute_the_same_and_keep_their_parameters(layers):
     with torch.inference_mode():
         torch.testing.assert_close(layers(inputs), expected)
     assert all(parameter is parameters[name] for name, parameter in layers.named_parameters())
+
+
+def test_layers_in_bf16_are_packed_where_the_processor_takes_them_and_in_fp16_never(layers):
+    inputs = torch.randn(3, 5, 24)
+    expected = layers(inputs)
+    for dtype in (torch.bfloat16, torch.float16):
+        rounded = copy.deepcopy(layers).to(dtype)
+        pack_linears(rounded)
+        assert isinstance(rounded[0], PackedLinear) == (dtype == torch.bfloat16 and multiplies_bf16())
+        with torch.inference_mode():
+            torch.testing.assert_close(rounded(inputs.to(dtype)).float(), expected, atol=0.02, rtol=0)
 
 
 def test_weights_that_change_are_packed_anew(layers):
