@@ -92,25 +92,58 @@ class TorchCaptioner(Captioner):
 
 
 class TorchCaptionStream:
-    """A `GenerationStream` with images before it and words behind it."""
+    """A `GenerationStream` with images before it and words behind it. On a CUDA device it works a batch behind."""
 
     def __init__(self, captioner: TorchCaptioner, options: GenerationOptions) -> None:
         self.captioner = captioner
         self.generation = GenerationStream(captioner.model, options)
+        self.copies = CudaCopies(captioner.device) if captioner.device.type == "cuda" else None
         self.tags: deque[tuple[Tag, ...]] = deque()  # of the images whose captions are not there yet
 
-    @torch.inference_mode()
     def add(self, pixel_values: np.ndarray) -> list[Caption]:
-        pixels = torch.from_numpy(pixel_values).to(self.captioner.device, self.captioner.dtype)
-        encoder_hidden_states = self.captioner.model.encoder(pixel_values=pixels).last_hidden_state
-        self.tags.extend(self.captioner._tags(encoder_hidden_states))
-        return self._captions(self.generation.add(encoder_hidden_states))
+        pixels = torch.from_numpy(pixel_values)
+        if self.copies is None:
+            return self._decode(pixels.to(self.captioner.device))
+        before = self.copies.take()
+        self.copies.send(pixels)
+        return [] if before is None else self._decode(before)
 
     def finish(self) -> list[Caption]:
-        return self._captions(self.generation.finish())
+        last = None if self.copies is None else self.copies.take()
+        captions = [] if last is None else self._decode(last)
+        return captions + self._captions(self.generation.finish())
+
+    @torch.inference_mode()
+    def _decode(self, pixel_values: Tensor) -> list[Caption]:
+        encoded = self.captioner.model.encoder(pixel_values=pixel_values.to(self.captioner.dtype)).last_hidden_state
+        self.tags.extend(self.captioner._tags(encoded))
+        return self._captions(self.generation.add(encoded))
 
     def _captions(self, groups: list[list[Hypothesis]]) -> list[Caption]:
         return [self.captioner._caption(group, self.tags.popleft()) for group in groups]
+
+
+class CudaCopies:
+    """Takes a batch at a time to a CUDA device, from pinned memory and in a stream of its own: a batch is on its way
+    while the device works on the one before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        self.sent: Tensor | None = None
+
+    def send(self, tensor: Tensor) -> None:
+        with torch.cuda.stream(self.stream):
+            self.sent = tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def take(self) -> Tensor | None:
+        """What was sent and not taken yet; the current stream waits for it, the host does not."""
+        sent, self.sent = self.sent, None
+        if sent is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self.stream)
+            sent.record_stream(current)  # its memory is from the other stream's pool
+        return sent
 
 
 def _device(name: str | torch.device) -> torch.device:

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from captioner.data.images import ImageError
 from captioner.errors import CaptionerError
 from captioner.infer import trained as module
+from captioner.infer.caption import pixel_batches
 from captioner.infer.captioner import Caption, Captioner
+from captioner.infer.options import GenerationOptions
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,22 @@ def test_a_model_of_half_precision_captions(tiny_captioner, photos):
         half = Captioner.from_pretrained(tiny_captioner, device="cpu", precision=precision)
         assert {parameter.dtype for parameter in half.model.parameters()} == {module.DTYPES[precision]}
         assert 0 < half(photos[0]).confidence <= 1
+
+
+def test_batches_that_are_copied_while_others_are_captioned_keep_their_order(cap, photos, monkeypatch):
+    """With the CPU's streams, which do nothing, in place of CUDA's."""
+    expected = [caption.text for caption in cap(photos, batch_size=2)]
+    for name in ("Stream", "stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, getattr(torch.cpu, name))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+    stream = cap.stream(GenerationOptions())
+    stream.copies = module.CudaCopies(cap.device)
+    first, *others = pixel_batches(photos, cap.preprocessing, 2)
+    assert stream.add(first) == [], "it is on its way"
+    captions = [caption.text for pixel_values in others for caption in stream.add(pixel_values)]
+    assert captions + [caption.text for caption in stream.finish()] == expected
+    assert stream.finish() == []
 
 
 def damage(folder: Path, what: str) -> None:
