@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Hashable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from captioner.infer.captioner import Captioner
     from captioner.train.dry_run import Estimate
 
-# Options that `annotate` and `evaluate` share. Their defaults stand in `GenerationOptions` and `Captioner` alone.
+# Options that `annotate` and `evaluate` share. Defaults are the model's, or else those of `GenerationOptions`.
 Model = Annotated[str | None, typer.Option(help="A folder or a Hugging Face Hub id; default: the bundled model.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...; auto: an accelerator where there is one.")]
 Precision = Annotated[
@@ -25,11 +25,15 @@ Precision = Annotated[
 ]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images captioned at once. Default: 16.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Threads that decode images; default: one a core, at most 8.")]
-NumBeams = Annotated[int | None, typer.Option(help="Beam width; 1 is greedy. Default: 3.")]
-MaxNewTokens = Annotated[int | None, typer.Option(help="Longest caption in tokens. Default: 40.")]
-MinNewTokens = Annotated[int | None, typer.Option(help="Shortest caption in tokens. Default: 0.")]
-NoRepeatNgramSize = Annotated[int | None, typer.Option(help="No n-gram of this many tokens twice. Default: 0, off.")]
-LengthPenalty = Annotated[float | None, typer.Option(help="Above 0 favours longer captions. Default: 1.")]
+NumBeams = Annotated[int | None, typer.Option(help="Beam width; 1 is greedy. Default: the model's, or 3.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest caption in tokens. Default: the model's, or 40.")]
+MinNewTokens = Annotated[int | None, typer.Option(help="Shortest caption in tokens. Default: the model's, or 0.")]
+NoRepeatNgramSize = Annotated[
+    int | None, typer.Option(help="No n-gram of this many tokens twice. Default: the model's, or 0: off.")
+]
+LengthPenalty = Annotated[
+    float | None, typer.Option(help="Above 0 favours longer captions. Default: the model's, or 1.")
+]
 
 # Options that `score` and `evaluate` share.
 Metrics = Annotated[
@@ -169,7 +173,9 @@ def annotate(
     top_k: Annotated[int | None, typer.Option(help="Sampling: from the k most probable tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sampling: from the tokens that hold this probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="Sampling: the same seed draws the same captions.")] = None,
-    num_return_sequences: Annotated[int | None, typer.Option(help="Captions an image. Default: 1.")] = None,
+    num_return_sequences: Annotated[
+        int | None, typer.Option(help="Captions an image. Default: the model's, or 1.")
+    ] = None,
 ) -> None:
     """Caption images.
 
@@ -184,25 +190,22 @@ def annotate(
     from captioner.annotate.folder import OutputFile, Table, annotate, choose_format, precision_left
     from captioner.annotate.paths import find_images
     from captioner.infer.captioner import WORTH_TUNING
-    from captioner.infer.options import GenerationOptions
     from captioner.infer.processes import this_process
 
     _refuse_a_lonely_process("infer.py")
     process = this_process()
-    options = GenerationOptions(
-        do_sample=do_sample,
-        **_given(
-            num_beams=num_beams,
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            no_repeat_ngram_size=no_repeat_ngram_size,
-            length_penalty=length_penalty,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            num_return_sequences=num_return_sequences,
-        ),
+    given = _given(
+        do_sample=do_sample or None,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        length_penalty=length_penalty,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        num_return_sequences=num_return_sequences,
     )
     if output_format and not output:
         raise CaptionerError("--format needs an output file (-o)")
@@ -215,7 +218,7 @@ def annotate(
     if precision == "auto" and output:
         precision = precision_left(output) or precision  # a run goes on as it began
     captioner = _load_captioner(model, device, precision)
-    options = replace(options, **captioner.spelled(prefix, banned_word or (), forced_word or ()))
+    options = captioner.options(**given, **captioner.spelled(prefix, banned_word or (), forced_word or ()))
     if len(is_mine) >= WORTH_TUNING:
         captioner.tune(options, batch_size)
         if process.rank == 0 and (output or sys.stderr.isatty()):
@@ -273,18 +276,15 @@ def evaluate(
     from captioner.annotate.evaluate import caption_samples
     from captioner.config import SourceConfig, validated
     from captioner.data.sources import load_samples
-    from captioner.infer.options import GenerationOptions
     from captioner.metrics.report import as_json, print_scores
     from captioner.metrics.score import score_captions
 
-    options = GenerationOptions(
-        **_given(
-            num_beams=num_beams,
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            no_repeat_ngram_size=no_repeat_ngram_size,
-            length_penalty=length_penalty,
-        )
+    given = _given(
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        length_penalty=length_penalty,
     )
     wanted = _metric_names(metrics, tokenization)
     probe = "a metric that cannot be had is refused now, not after hours of captioning"
@@ -294,7 +294,7 @@ def evaluate(
     captions = caption_samples(
         captioner,
         samples,
-        options,
+        captioner.options(**given),
         batch_size=batch_size or captioner.batch_size,
         num_workers=num_workers or _default_workers(),
     )

@@ -233,7 +233,7 @@ import sys
 sys.modules.update(dict.fromkeys(["torch", "torchvision", "transformers", "timm", "sentencepiece"]))
 from captioner.export.runtime import ExportedCaptioner
 
-print(ExportedCaptioner(sys.argv[1])(sys.argv[2], num_beams=3).text)
+print(ExportedCaptioner(sys.argv[1])(sys.argv[2]).text)
 """
 
 

@@ -20,7 +20,7 @@ from captioner.export.format import FORMAT_VERSION, MODEL_TYPE, is_export
 from captioner.export.graphs import DecoderGraph, EncoderGraph
 from captioner.export.search import SearchOptions
 from captioner.hub import find_model, load_model, new_folder
-from captioner.infer.options import GenerationOptions
+from captioner.infer.defaults import generation_defaults, options_with
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 from captioner.model.tokenization_captioner import CaptionerTokenizer
@@ -228,7 +228,8 @@ def _write_settings(
 ) -> None:
     """The tokenizer, the preprocessing, how to search, and what the folder is."""
     config = model.config
-    defaults = {field.name: getattr(GenerationOptions(), field.name) for field in fields(SearchOptions)}
+    options = options_with(generation_defaults(model.generation_config), {})
+    defaults = {field.name: getattr(options, field.name) for field in fields(SearchOptions)}
     settings = {
         "processor_config.json": {"image_processor": asdict(processor.image_processor.preprocessing)},
         "generation_config.json": {

@@ -4,17 +4,17 @@ It loads no torch: an exported model does without.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 from PIL import Image
 
-from captioner.errors import CaptionerError
 from captioner.export.format import is_export
 from captioner.hub import find_model
 from captioner.infer.caption import Caption, ImageInput, pixel_batches
+from captioner.infer.defaults import options_with
 from captioner.infer.options import GenerationOptions
 from captioner.model.preprocessing import Preprocessing
 
@@ -33,6 +33,7 @@ class Captioner(ABC):
         name: says in outputs which model wrote a caption.
         precision: of weights and arithmetic; "auto" is that which a model was exported in.
         batch_size: images captioned at once where nobody says how many.
+        defaults: fields of `GenerationOptions` that the model's `generation_config.json` sets.
         preprocessing: an upright RGB image -> pixel values [3, H, W], as the model was trained on. Safe in threads.
 
     Example:
@@ -44,6 +45,7 @@ class Captioner(ABC):
     name: str
     precision: str
     batch_size: int = 16
+    defaults: Mapping[str, Any]
     preprocessing: Preprocessing
 
     @staticmethod
@@ -99,7 +101,7 @@ class Captioner(ABC):
             prefix: how every caption starts: "a photo of".
             banned_words: words, or sequences of words, that no caption uses as the tokenizer spells them here.
             forced_words: words, or sequences of words, that every caption holds, likewise; beam search alone can do it.
-            options: fields of `GenerationOptions`.
+            options: fields of `GenerationOptions`; defaults are the model's own, where it has any.
 
         Raises:
             ImageError: an image cannot be read; the message names it.
@@ -109,11 +111,19 @@ class Captioner(ABC):
             words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
             return self([images], batch_size=batch_size, **words, **options)[0]
         batches = pixel_batches(images, self.preprocessing, self.batch_size if batch_size is None else batch_size)
-        stream = self.stream(_options(options | self.spelled(prefix, banned_words, forced_words)))
+        stream = self.stream(self.options(**options, **self.spelled(prefix, banned_words, forced_words)))
         captions: list[Caption] = []
         for pixel_values in batches:
             captions += stream.add(pixel_values)
         return captions + stream.finish()
+
+    def options(self, **given: Any) -> GenerationOptions:
+        """These, and for the rest the model's own defaults.
+
+        Raises:
+            CaptionerError: an option is unknown or out of range.
+        """
+        return options_with(self.defaults, given)
 
     def spelled(self, prefix: str, banned_words: Sequence[str], forced_words: Sequence[str]) -> dict[str, Any]:
         """The fields of `GenerationOptions` that these make, as `__call__` describes them."""
@@ -149,11 +159,3 @@ class CaptionStream(Protocol):
 
     def finish(self) -> list[Caption]:
         """The captions of all images that are left."""
-
-
-def _options(fields: dict[str, Any]) -> GenerationOptions:
-    unknown = fields.keys() - GenerationOptions.__dataclass_fields__.keys()
-    if unknown:
-        known = ", ".join(GenerationOptions.__dataclass_fields__)
-        raise CaptionerError(f"unknown option {', '.join(sorted(unknown))}; there are {known}")
-    return GenerationOptions(**fields)

@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,7 @@ class OnnxCaptioner(Captioner):
         self.folder = folder
         self.exported = ExportedCaptioner(folder)
         self.preprocessing = self.exported.preprocessing
+        self.defaults = asdict(self.exported.defaults)
         self.name, self.precision = name, precision
 
     @cached_property

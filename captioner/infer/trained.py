@@ -12,6 +12,7 @@ from captioner.errors import CaptionerError
 from captioner.hub import load_model
 from captioner.infer.caption import Caption, Tag, Token, likely_tags
 from captioner.infer.captioner import Captioner
+from captioner.infer.defaults import generation_defaults
 from captioner.infer.generation import GenerationStream, Hypothesis
 from captioner.infer.options import GenerationOptions
 from captioner.infer.packed import pack_linears
@@ -34,7 +35,11 @@ class TorchCaptioner(Captioner):
         device: str | torch.device = "auto",
         precision: str = "auto",
     ) -> None:
-        """Move `model` to `device` and `precision`; `name` says in outputs which model wrote a caption."""
+        """Move `model` to `device` and `precision`; `name` says in outputs which model wrote a caption.
+
+        Raises:
+            CaptionerError: there is no such device or precision; the model's generation defaults are no options.
+        """
         self.device = _device(device)
         self.precision = _precision(precision, self.device)
         self.may_round = precision == "auto" and self.precision == "fp32"
@@ -42,6 +47,11 @@ class TorchCaptioner(Captioner):
         self.model = model.to(device=self.device, dtype=self.dtype).eval()
         if self.device.type == "cpu":
             pack_linears(self.model)
+        self.defaults = generation_defaults(model.generation_config)
+        try:
+            self.options()
+        except (TypeError, CaptionerError) as error:
+            raise CaptionerError(f"{name}: generation_config.json: {error}") from error
         self.processor = processor
         self.preprocessing = processor.image_processor.preprocessing
         self.name = name
