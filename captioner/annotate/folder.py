@@ -255,10 +255,17 @@ class OutputFile:
 
 
 def precision_left(path: Path) -> str | None:
-    """The precision of a run that stopped before it wrote the output file `path`; None where there is none."""
-    for journal in _journals(path).glob("*"):
-        for line in _whole_lines(journal):
-            return line.record.get("precision")
+    """The precision of a run that stopped before it wrote the output file `path`; None where there is none.
+
+    Raises:
+        CaptionerError: its journals cannot be read.
+    """
+    try:
+        for journal in _journals(path).glob("*"):
+            for line in _whole_lines(journal):
+                return line.record.get("precision")
+    except OSError as error:
+        raise CaptionerError(f"{error.filename}: cannot be read: {error.strerror}") from error
     return None
 
 

@@ -27,8 +27,8 @@ def generation_defaults(config: Any) -> dict[str, Any]:
 def options_with(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> GenerationOptions:
     """The options that are `given`, and those of `defaults` that go with them.
 
-    Who asks for beams does not draw, even from a model that draws by default, and the other way round; who asks for more
-    captions than the model has beams by default gets as many beams.
+    Who asks for beams does not draw, even from a model that draws by default, and the other way round. Who asks for
+    more captions than the model has beams by default gets as many beams.
 
     Raises:
         CaptionerError: an option is unknown or out of range.
