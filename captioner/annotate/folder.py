@@ -166,7 +166,7 @@ class OutputFile:
         self.path = path
         self.format_name = format_name
         self.errors_path = path.with_suffix(".errors.jsonl")
-        self.folder = _journals(path)
+        self.folder = _journal_folder(path)
         journal = self.folder / f"{rank}.jsonl"
         try:
             self.folder.mkdir(exist_ok=True)
@@ -190,7 +190,8 @@ class OutputFile:
     def finish(self, images: Images) -> Summary:
         """Write captions and failures, each in the order of `images`, under other names; then rename.
 
-        Every process has closed its journal by now. Memory holds the name of each image and the place of its record.
+        Every process has closed its journal by now. Memory holds the name of each image and the place of its record,
+        about 200 bytes.
 
         Raises:
             CaptionerError: the files cannot be written.
@@ -261,7 +262,7 @@ def precision_left(path: Path) -> str | None:
         CaptionerError: its journals cannot be read.
     """
     try:
-        for journal in _journals(path).glob("*"):
+        for journal in _journal_folder(path).glob("*"):
             for line in _whole_lines(journal):
                 return line.record.get("precision")
     except OSError as error:
@@ -269,7 +270,7 @@ def precision_left(path: Path) -> str | None:
     return None
 
 
-def _journals(output: Path) -> Path:
+def _journal_folder(output: Path) -> Path:
     return Path(f"{output}.part")
 
 

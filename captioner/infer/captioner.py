@@ -111,7 +111,7 @@ class Captioner(ABC):
             words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
             return self([images], batch_size=batch_size, **words, **options)[0]
         batches = pixel_batches(images, self.preprocessing, self.batch_size if batch_size is None else batch_size)
-        stream = self.stream(self.options(**options, **self.spelled(prefix, banned_words, forced_words)))
+        stream = self.stream(self.options(**options | self.spelled(prefix, banned_words, forced_words)))
         captions: list[Caption] = []
         for pixel_values in batches:
             captions += stream.add(pixel_values)

@@ -14,11 +14,11 @@ from captioner.infer.packed import multiplies_bf16
 if TYPE_CHECKING:
     from captioner.infer.trained import TorchCaptioner
 
-PROBED_TOKENS = 12
+CAPTION_TOKENS = 12
+"""About what a caption has: encoder and decoder have the weight in a probe that they have in a run."""
 WORTH_ROUNDING = 1.2
 """How many times as fast bf16 has to be on a CPU: it changes some captions, if not how good they are."""
 STILL_RISING = 1.05
-LARGEST_BATCH = 512
 
 
 def faster_precision(captioner: "TorchCaptioner", options: GenerationOptions) -> "TorchCaptioner":
@@ -29,30 +29,34 @@ def faster_precision(captioner: "TorchCaptioner", options: GenerationOptions) ->
     rounded = type(captioner)(
         copy.deepcopy(captioner.model), captioner.processor, captioner.name, captioner.device, "bf16"
     )
-    plain, fast = (images_per_second(one, options, batch_size=8) for one in (captioner, rounded))
+    tokens = min(CAPTION_TOKENS, options.max_new_tokens)
+    plain, fast = (images_per_second(one, options, 8, tokens) for one in (captioner, rounded))
     return rounded if fast > WORTH_ROUNDING * plain else captioner
 
 
 def best_batch_size(captioner: "TorchCaptioner", options: GenerationOptions) -> int:
-    """For an accelerator: doubled for as long as speed rises by more than 5 % and memory suffices."""
-    best, speed = captioner.batch_size, images_per_second(captioner, options, captioner.batch_size)
-    while 2 * best <= LARGEST_BATCH:
+    """For an accelerator: doubled for as long as speed rises by more than 5 % and memory suffices for the longest
+    captions."""
+    best, speed = captioner.batch_size, 0.0
+    for size in (captioner.batch_size * 2**doublings for doublings in range(6)):
         try:
-            doubled = images_per_second(captioner, options, 2 * best)
+            reached = images_per_second(captioner, options, size, options.max_new_tokens)
         except torch.OutOfMemoryError:
             break
-        if doubled < STILL_RISING * speed:
+        if reached < STILL_RISING * speed:
             break
-        best, speed = 2 * best, doubled
+        best, speed = size, reached
     return best
 
 
-def images_per_second(captioner: "TorchCaptioner", options: GenerationOptions, batch_size: int) -> float:
-    """The speed at which preprocessed images are captioned, with captions of equal length, so that it is comparable.
+def images_per_second(
+    captioner: "TorchCaptioner", options: GenerationOptions, batch_size: int, num_tokens: int
+) -> float:
+    """The speed of captioning preprocessed images in so many tokens each, whatever the model would have said.
 
     Two batches at a time, since a stream decodes one and holds the next.
     """
-    tokens = min(PROBED_TOKENS, options.max_new_tokens, captioner.model.config.max_position_embeddings)
+    tokens = min(num_tokens, captioner.model.config.max_position_embeddings)
     probe = replace(options, prefix_ids=(), force_words_ids=(), min_new_tokens=tokens, max_new_tokens=tokens)
     size = captioner.preprocessing.image_size
     pixel_values = np.zeros((batch_size, 3, size, size), dtype=np.float32)
