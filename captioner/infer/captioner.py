@@ -15,7 +15,7 @@ from captioner.export.format import is_export
 from captioner.hub import find_model
 from captioner.infer.caption import Caption, ImageInput, pixel_batches
 from captioner.infer.defaults import options_with
-from captioner.infer.options import GenerationOptions
+from captioner.infer.options import GenerationOptions, spelled
 from captioner.model.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -127,12 +127,7 @@ class Captioner(ABC):
 
     def spelled(self, prefix: str, banned_words: Sequence[str], forced_words: Sequence[str]) -> dict[str, Any]:
         """The fields of `GenerationOptions` that these make, as `__call__` describes them."""
-        fields = {
-            "prefix_ids": self._token_ids(prefix) if prefix else (),
-            "banned_ids": tuple(map(self._token_ids, banned_words)),
-            "force_words_ids": tuple(map(self._token_ids, forced_words)),
-        }
-        return {name: ids for name, ids in fields.items() if ids}  # others may be given as ids
+        return spelled(self._token_ids, prefix, banned_words, forced_words)
 
     @abstractmethod
     def tune(self, options: GenerationOptions, batch_size: int | None = None) -> None:

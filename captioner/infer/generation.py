@@ -77,8 +77,9 @@ class GenerationStream:
         """As in `generate`, and the same errors."""
         self.model = model
         self.options = options
-        self.longest = min(options.max_new_tokens, model.config.max_position_embeddings - len(options.prefix_ids))
-        _check(model, options, self.longest)
+        config = model.config
+        self.longest = options.room(config.max_position_embeddings, config.vocab_size, config.eos_token_id)
+        _check_forced(options, self.longest)
         self.decoding: _Decoding | None = None
         self.finished: dict[int, list[Hypothesis]] = {}
         self.added = self.given = 0
@@ -203,26 +204,6 @@ class _Decoding:
         self.images = dict(enumerate(self.images[place] for place in kept))
         self.steps = [self.steps[place] for place in kept]
         self.places = len(kept)
-
-
-def _check(model: PreTrainedModel, options: GenerationOptions, longest: int) -> None:
-    if longest < 1:
-        raise CaptionerError(
-            f"a prefix of {len(options.prefix_ids)} tokens leaves no room for a caption: "
-            f"this model writes at most {model.config.max_position_embeddings} tokens"
-        )
-    if options.min_new_tokens > longest:
-        raise CaptionerError(f"min_new_tokens is {options.min_new_tokens}; this model writes at most {longest} tokens")
-    for ids in (options.prefix_ids, *options.banned_ids, *options.force_words_ids):
-        if not all(0 <= token < model.config.vocab_size for token in ids):
-            raise CaptionerError(f"tokens {ids}: this model has those from 0 to {model.config.vocab_size - 1}")
-    for name, ids in (
-        ("prefix_ids", options.prefix_ids),
-        *(("force_words_ids", ids) for ids in options.force_words_ids),
-    ):
-        if model.config.eos_token_id in ids:
-            raise CaptionerError(f"{name} {ids} hold the end of sequence, {model.config.eos_token_id}")
-    _check_forced(options, longest)
 
 
 def _check_forced(options: GenerationOptions, longest: int) -> None:

@@ -1,11 +1,24 @@
 """What captioning may be asked for: one frozen object, whoever computes it."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 from captioner.errors import CaptionerError
 
 DEFAULT_NUM_BEAMS = 3
+
+WHOLE_NUMBERS = (
+    "max_new_tokens",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "top_k",
+    "num_return_sequences",
+)
+NUMBERS = ("diversity_penalty", "length_penalty", "temperature", "top_p")
 
 
 @dataclass(frozen=True)
@@ -53,11 +66,16 @@ class GenerationOptions:
     num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
+        for names, kind, words in ((WHOLE_NUMBERS, Integral, "a whole number"), (NUMBERS, Real, "a number")):
+            for name in names:
+                self._require(isinstance(getattr(self, name), kind), name, words)
+        for name in ("num_beams", "seed"):
+            self._require(isinstance(getattr(self, name), (Integral, type(None))), name, "a whole number")
         for name, low in (("max_new_tokens", 1), ("min_new_tokens", 0), ("no_repeat_ngram_size", 0), ("top_k", 0)):
             self._require(getattr(self, name) >= low, name, f"at least {low}")
         self._require(self.num_return_sequences >= 1, "num_return_sequences", "at least 1")
         self._require(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", "at most max_new_tokens")
-        self._require(math.isfinite(self.length_penalty), "length_penalty", "a finite number")
+        self._require(-50 <= self.length_penalty <= 50, "length_penalty", "between -50 and 50")  # powers stay finite
         self._require(all(self.banned_ids), "banned_ids", "sequences of at least 1 token")
         self._require(all(self.force_words_ids), "force_words_ids", "sequences of at least 1 token")
         self._require(0 < self.temperature < math.inf, "temperature", "above 0")
@@ -92,6 +110,41 @@ class GenerationOptions:
         assert self.num_beams is not None
         return max(self.num_beams, self.num_return_sequences)
 
+    def room(self, longest: int, vocab_size: int, end: int) -> int:
+        """The most new tokens of a caption, by a model of this vocabulary that writes at most `longest` tokens.
+
+        Raises:
+            CaptionerError: `min_new_tokens` or the prefix are more than it can hold; it has no such token.
+        """
+        room = min(self.max_new_tokens, longest - len(self.prefix_ids))
+        if room < 1:
+            raise CaptionerError(
+                f"a prefix of {len(self.prefix_ids)} tokens leaves no room for a caption: "
+                f"this model writes at most {longest} tokens"
+            )
+        if self.min_new_tokens > room:
+            raise CaptionerError(f"min_new_tokens is {self.min_new_tokens}; this model writes at most {room} tokens")
+        for ids in (self.prefix_ids, *self.banned_ids, *self.force_words_ids):
+            if not all(0 <= token < vocab_size for token in ids):
+                raise CaptionerError(f"tokens {ids}: this model has those from 0 to {vocab_size - 1}")
+        given = [("prefix_ids", self.prefix_ids), *(("force_words_ids", ids) for ids in self.force_words_ids)]
+        for name, ids in given:
+            if end in ids:
+                raise CaptionerError(f"{name} {ids} hold the end of sequence, {end}")
+        return room
+
     def _require(self, condition: bool, name: str, expectation: str) -> None:
         if not condition:
             raise CaptionerError(f"{name} must be {expectation}; it is {getattr(self, name)}")
+
+
+def spelled(
+    token_ids: Callable[[str], tuple[int, ...]], prefix: str, banned_words: Sequence[str], forced_words: Sequence[str]
+) -> dict[str, Any]:
+    """The options that these words make, as a tokenizer spells them."""
+    fields = {
+        "prefix_ids": token_ids(prefix) if prefix else (),
+        "banned_ids": tuple(map(token_ids, banned_words)),
+        "force_words_ids": tuple(map(token_ids, forced_words)),
+    }
+    return {name: ids for name, ids in fields.items() if ids}  # others may be given as ids

@@ -273,7 +273,7 @@ def test_no_caption_outgrows_the_models_positions(model, pixel_values):
         ({"num_beams": 0}, "num_beams must be at least 1; it is 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens must be at most max_new_tokens"),
-        ({"length_penalty": float("nan")}, "length_penalty must be a finite number"),
+        ({"length_penalty": float("nan")}, "length_penalty must be between -50 and 50"),
         ({"banned_ids": ((4,), ())}, "banned_ids must be sequences of at least 1 token"),
         ({"top_p": 0.9}, "top_p must be left out unless do_sample is on"),
         ({"seed": 1}, "seed must be left out unless do_sample is on"),
