@@ -61,8 +61,8 @@ def _download(repository: str, missing: str) -> Path:
     )
 
     try:
-        # json, safetensors, ONNX and tokenizers: nothing that would have to be unpickled or executed
-        wanted = ["*.json", "*.safetensors", "*.onnx", "*.model", "merges.txt"]
+        # json, safetensors, ONNX, tokenizers and the card: nothing that would have to be unpickled or executed
+        wanted = ["*.json", "*.safetensors", "*.onnx", "*.model", "merges.txt", "README.md"]
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
     except HFValidationError as error:
         raise CaptionerError(missing) from error
@@ -110,6 +110,8 @@ def load_model(
         raise CaptionerError(f"{name}: no config.json in this folder, so it is no model")
     try:
         config, _ = CaptionerConfig.get_config_dict(folder, local_files_only=True)
+        if not isinstance(config, dict):
+            raise ValueError("config.json is no JSON object")
         if config.get("model_type") != CaptionerConfig.model_type:
             raise CaptionerError(f"{name}: a {config.get('model_type')!r} model, not a {CaptionerConfig.model_type!r}")
         model, report = CaptionerForConditionalGeneration.from_pretrained(

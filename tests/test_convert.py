@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -177,6 +178,15 @@ def test_transformers_reads_it_with_the_generation_settings_it_had(checkpoints, 
     assert torch.equal(model.generate(pixel_values=images), original(checkpoints["vit"]).generate(images))
 
 
+def test_its_card_says_where_it_comes_from_and_how_to_use_it(checkpoint, tmp_path):
+    (checkpoint / "README.md").write_text("---\nlicense: mit\n---\n\n# The original\n")
+    convert_model(checkpoint, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.to_dict() == {"license": "mit", "library_name": "captioner", "pipeline_tag": "image-to-text"}
+    for words in (f"# {checkpoint}, converted", 'Captioner.from_pretrained("out")', "# The original"):
+        assert words in card.text
+
+
 @pytest.mark.parametrize("kind", ["vit", "deit"])
 def test_pixels_are_those_of_its_image_processor(checkpoints, converted, photos, kind):
     images = [Image.open(photo) for photo in photos]
@@ -233,7 +243,7 @@ import sys
 sys.modules.update(dict.fromkeys(["torch", "torchvision", "transformers", "timm", "sentencepiece"]))
 from captioner.export.runtime import ExportedCaptioner
 
-print(ExportedCaptioner(sys.argv[1])(sys.argv[2]).text)
+print(ExportedCaptioner(sys.argv[1])(sys.argv[2], num_beams=3, max_new_tokens=20).text)
 """
 
 
@@ -243,8 +253,9 @@ def test_it_is_exported_and_captions_without_torch(converted, photos, tmp_path):
     from captioner.export.onnx import export_model
 
     export_model(converted["deit"], tmp_path / "exported")
-    expected = Captioner.from_pretrained(converted["deit"], device="cpu")(photos)
-    found = Captioner.from_pretrained(tmp_path / "exported")(photos)
+    options = {"num_beams": 3, "max_new_tokens": 20}
+    expected = Captioner.from_pretrained(converted["deit"], device="cpu")(photos, **options)
+    found = Captioner.from_pretrained(tmp_path / "exported")(photos, **options)
     assert [caption.text for caption in found] == [caption.text for caption in expected]
     assert [token.text for token in found[0].tokens] == [token.text for token in expected[0].tokens]
     command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "exported"), str(photos[0])]

@@ -22,11 +22,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"errors"},
     "data": {"config", "errors"},
     "hub": {"model", "errors"},
-    "convert": {"hub", "model", "errors"},
+    "card": {"errors"},
+    "convert": {"hub", "card", "model", "errors"},
     "infer": {"hub", "data", "model", "errors", "export.runtime", "export.search", "export.format"},
     "train": {"hub", "data", "model", "metrics", "infer.generation", "infer.options", "config", "errors"},
     "annotate": INFER_AND_BELOW,
-    "export": INFER_AND_BELOW,
+    "export": INFER_AND_BELOW | {"card"},
     "serve": INFER_AND_BELOW,
 }
 THE_TOP = {"__init__", "__main__", "cli"}  # may import every room
