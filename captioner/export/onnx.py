@@ -6,19 +6,18 @@ Shapes: B images, K captions an image, T tokens so far, P image tokens, L layers
 import json
 import shutil
 import textwrap
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from huggingface_hub import ModelCard, ModelCardData
 from torch import Tensor, nn
 
+from captioner.card import read_card, write_card
 from captioner.errors import CaptionerError
 from captioner.export.format import FORMAT_VERSION, MODEL_TYPE, is_export
 from captioner.export.graphs import DecoderGraph, EncoderGraph
-from captioner.export.search import SearchOptions
 from captioner.hub import find_model, load_model, new_folder
 from captioner.infer.defaults import generation_defaults, options_with
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
@@ -70,6 +69,7 @@ def export_model(model: str | Path | None, output: Path, precision: str = "fp32"
         folder, name = find_model(model)
         if is_export(folder):
             raise CaptionerError(f"{name}: exported already; export the model it was made from")
+        card = read_card(folder, name)
         network, processor = load_model(folder, name)
         network.eval()
         _write_settings(partial, network, processor, name, precision)
@@ -84,7 +84,7 @@ def export_model(model: str | Path | None, output: Path, precision: str = "fp32"
                 f"{name}: not exported, since the {precision} export disagrees with it: {agreement.equal_tokens:.1%} "
                 f"of greedy tokens are equal, logits differ by up to {agreement.difference:.1e}"
             )
-        _write_card(partial, folder, name, precision, agreement)
+        write_card(partial, _card(name, output.name, precision, agreement), card, name)
     return agreement
 
 
@@ -97,10 +97,10 @@ def compare(model: CaptionerForConditionalGeneration, exported: ExportedCaptione
     size = model.config.image_size
     pixel_values = generator.standard_normal((batch_size, 3, size, size), dtype=np.float32)
     states, tag_logits = exported.encode(pixel_values)
-    decoder = DecoderSteps(exported.decoder, states, beams=1)
+    decoder = DecoderSteps(exported.decoder, states)
     token_ids, rows = np.full((batch_size, 1), exported.start), np.arange(batch_size)[:, None]
     steps = []
-    for _ in range(min(exported.defaults.max_new_tokens, model.config.max_position_embeddings)):
+    for _ in range(exported.room(options_with(exported.defaults, {}))):
         steps.append(decoder.logits(token_ids[:, -1:], rows)[:, 0])
         token_ids = np.concatenate([token_ids, steps[-1].argmax(-1)[:, None]], axis=1)
     logits = np.stack(steps, axis=1)
@@ -228,14 +228,12 @@ def _write_settings(
 ) -> None:
     """The tokenizer, the preprocessing, how to search, and what the folder is."""
     config = model.config
-    options = options_with(generation_defaults(model.generation_config), {})
-    defaults = {field.name: getattr(options, field.name) for field in fields(SearchOptions)}
     settings = {
         "processor_config.json": {"image_processor": asdict(processor.image_processor.preprocessing)},
         "generation_config.json": {
             "decoder_start_token_id": config.decoder_start_token_id,
             "eos_token_id": config.eos_token_id,
-            **defaults,
+            **generation_defaults(model.generation_config),
         },
         "config.json": {
             "model_type": MODEL_TYPE,
@@ -256,12 +254,8 @@ def _write_settings(
         processor.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def _write_card(folder: Path, source: Path, name: str, precision: str, agreement: Agreement) -> None:
-    """README.md: the source's own card, but for its scores, which are not this export's, below what the export is."""
-    card = ModelCard.load(source / "README.md") if (source / "README.md").is_file() else None
-    data = card.data if card else ModelCardData(library_name="captioner", pipeline_tag="image-to-text")
-    data.eval_results = None
-    text = f"""# {name}, exported to ONNX ({precision})
+def _card(name: str, folder: str, precision: str, agreement: Agreement) -> str:
+    return f"""# {name}, exported to ONNX ({precision})
 
 Written by `captioner export`: `encoder.onnx` (pixel values -> keys and values of the decoder's cross-attention) and
 `decoder.onnx` (one step with caches), opset {OPSET}. On random images {agreement.equal_tokens:.1%} of the greedy tokens
@@ -270,8 +264,6 @@ are those of the model it was made from, and logits differ by at most {agreement
 ```python
 from captioner.export.runtime import ExportedCaptioner  # needs neither torch nor transformers
 
-print(ExportedCaptioner("{folder.name}")("photo.jpg").text)
+print(ExportedCaptioner("{folder}")("photo.jpg").text)
 ```
 """
-    original = f"\nThe card of the model it was made from:\n\n{card.text.strip()}\n" if card else ""
-    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}{original}", encoding="utf-8")

@@ -5,8 +5,8 @@ Shapes: B images, K captions an image, T tokens so far, P image tokens, L layers
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,10 +16,12 @@ from onnxruntime import OrtValue
 from PIL import Image
 
 from captioner.errors import CaptionerError
-from captioner.export.format import FORMAT_VERSION, is_export
-from captioner.export.search import Beam, SearchOptions, search
+from captioner.export.format import FORMAT_VERSION, MODEL_TYPE
+from captioner.export.search import Hypothesis, search
 from captioner.export.tokenizer import load_tokenizer
 from captioner.infer.caption import Caption, ImageInput, Tag, Token, likely_tags, pixel_batches
+from captioner.infer.defaults import options_with
+from captioner.infer.options import GenerationOptions, spelled
 from captioner.model.preprocessing import Preprocessing
 
 
@@ -41,74 +43,109 @@ class ExportedCaptioner:
             CaptionerError: no exported model, one of another format, or files that cannot be read.
         """
         folder = Path(folder).expanduser()
-        if not is_export(folder):
+        if not (folder / "config.json").is_file():
             raise CaptionerError(f"{folder}: not an exported model; `captioner export` makes one")
-        self.config = _read_json(folder, "config.json")
-        if self.config.get("format_version") != FORMAT_VERSION:
-            version = self.config.get("format_version")
-            raise CaptionerError(f"{folder}: exported in format {version}, and this captioner reads {FORMAT_VERSION}")
-        try:
-            self.preprocessing = Preprocessing(**_read_json(folder, "processor_config.json")["image_processor"])
-            defaults = _read_json(folder, "generation_config.json")
-            self.start, self.end = defaults.pop("decoder_start_token_id"), defaults.pop("eos_token_id")
-            self.defaults = SearchOptions(**defaults)
-            self.tokenizer = load_tokenizer(folder)
-            # An encoder's threads that spin after their work would take the cores from the decoder's.
-            self.encoder = _session(folder / "encoder.onnx", num_threads, spinning=False)
-            self.decoder = _session(folder / "decoder.onnx", num_threads, spinning=True)
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise CaptionerError(f"{folder}: cannot be read as an exported model: {reason}") from error
+        with _reading(folder / "config.json") as self.config:
+            if self.config.get("model_type") != MODEL_TYPE:
+                raise ValueError("not that of an exported model; `captioner export` makes one")
+            if (version := self.config.get("format_version")) != FORMAT_VERSION:
+                raise ValueError(f"exported in format {version!r}, and this captioner reads {FORMAT_VERSION}")
+            self.longest, self.tags = int(self.config["max_position_embeddings"]), list(self.config["tags"])
+            self.problem_type = self.config["problem_type"]
+            if self.longest < 1:
+                raise ValueError(f"max_position_embeddings {self.longest} leave no room for a caption")
+        self.tokenizer = load_tokenizer(folder)
+        # An encoder's threads that spin after their work would take the cores from the decoder's.
+        self.encoder = Graph(folder / "encoder.onnx", num_threads, spinning=False)
+        self.decoder = Graph(folder / "decoder.onnx", num_threads, spinning=True)
+        given = {name: shape for name, shape in self.encoder.outputs.items() if name != "tag_logits"}
+        if given != {name: shape for name, shape in self.decoder.inputs.items() if name.startswith("cross_")}:
+            raise CaptionerError(f"{folder}: encoder.onnx and decoder.onnx are not of one model")
+        if len(self.tags) != (seen := self.encoder.outputs.get("tag_logits", (0, 0))[1]):
+            raise CaptionerError(f"{folder / 'config.json'}: {len(self.tags)} tags, and encoder.onnx has {seen}")
+        with _reading(folder / "processor_config.json") as settings:
+            self.preprocessing = Preprocessing(**settings["image_processor"])
+            if (size := self.preprocessing.image_size) != (taken := self.encoder.inputs["pixel_values"][2]):
+                raise ValueError(f"image_size {size}, and encoder.onnx takes {taken}")
+        with _reading(folder / "generation_config.json") as self.defaults:
+            self.start, self.end = self.defaults.pop("decoder_start_token_id"), self.defaults.pop("eos_token_id")
+            for token in (self.start, self.end):
+                if token not in range(self.decoder.vocab_size):
+                    raise ValueError(f"token {token!r}; decoder.onnx has those from 0 to {self.decoder.vocab_size - 1}")
+            self.room(options_with(self.defaults, {}))
 
     @overload
     def __call__(self, images: ImageInput, *, batch_size: int = ..., **options: Any) -> Caption: ...
     @overload
     def __call__(self, images: Sequence[ImageInput], *, batch_size: int = ..., **options: Any) -> list[Caption]: ...
     def __call__(
-        self, images: ImageInput | Sequence[ImageInput], *, batch_size: int = 16, **options: Any
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        *,
+        batch_size: int = 16,
+        prefix: str = "",
+        banned_words: Sequence[str] = (),
+        forced_words: Sequence[str] = (),
+        **options: Any,
     ) -> Caption | list[Caption]:
-        """Caption one image, or a list of images: paths, the bytes of image files, or Pillow images.
+        """Caption one image, or a list of images.
 
         Args:
-            options: fields of `SearchOptions`; defaults are the folder's own.
+            images: a path, the bytes of an image file, a PIL image, or a list of these.
+            batch_size: images captioned at once.
+            prefix: how every caption starts: "a photo of".
+            banned_words: words, or sequences of words, that no caption uses as the tokenizer spells them here.
+            forced_words: only the model that was exported knows how to make captions hold these.
+            options: fields of `GenerationOptions`; the defaults are `self.defaults`, then those of the fields.
 
         Raises:
             ImageError: an image cannot be read; the message names it.
-            CaptionerError: an option is unknown or out of range.
+            CaptionerError: an option is unknown, out of range, or one that an exported model has not.
         """
         if isinstance(images, (str, bytes, Path, Image.Image)):
-            return self([images], batch_size=batch_size, **options)[0]
+            words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
+            return self([images], batch_size=batch_size, **words, **options)[0]
         batches = pixel_batches(images, self.preprocessing, batch_size)
-        known = asdict(self.defaults)
-        if unknown := options.keys() - known:
-            raise CaptionerError(f"unknown option {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-        chosen = SearchOptions(**known | options)
+        given = options | spelled(self.token_ids, prefix, banned_words, forced_words)
+        chosen = options_with(self.defaults, given)
+        self.room(chosen)
         return [caption for pixel_values in batches for caption in self.caption(pixel_values, chosen)]
 
-    def caption(self, pixel_values: np.ndarray, options: SearchOptions) -> list[Caption]:
+    def room(self, options: GenerationOptions) -> int:
+        """The most new tokens of a caption.
+
+        Raises:
+            CaptionerError: this model cannot do what the options ask for.
+        """
+        if options.force_words_ids or options.num_beam_groups > 1:
+            name = "force_words_ids" if options.force_words_ids else "num_beam_groups"
+            raise CaptionerError(f"an exported model has no {name}; the model it was made from has")
+        return options.room(self.longest, self.decoder.vocab_size, self.end)
+
+    def caption(self, pixel_values: np.ndarray, options: GenerationOptions) -> list[Caption]:
         """Caption a batch of preprocessed images, float32 [B, 3, height, width]."""
+        longest = self.room(options)
+        if len(pixel_values) == 0:
+            return []
         states, tag_logits = self.encode(pixel_values)
-        longest = self.config["max_position_embeddings"]
-        if options.min_new_tokens > longest:
-            raise CaptionerError(
-                f"min_new_tokens is {options.min_new_tokens}; this model writes at most {longest} tokens"
-            )
-        options = replace(options, max_new_tokens=min(options.max_new_tokens, longest))
-        steps = DecoderSteps(self.decoder, states, options.num_beams)
-        found = search(steps, len(pixel_values), options, self.start, self.end)
-        names, problem_type = self.config["tags"], self.config["problem_type"]
-        tags = [likely_tags(row, names, problem_type) for row in tag_logits]
+        decoder = DecoderSteps(self.decoder, states)
+        found = search(decoder, len(pixel_values), options, longest, self.start, self.end)
+        tags = [likely_tags(row, self.tags, self.problem_type) for row in tag_logits]
         return [self._caption(group, seen) for group, seen in zip(found, tags, strict=True)]
+
+    def token_ids(self, text: str) -> tuple[int, ...]:
+        """How the tokenizer spells it, without the end of sequence."""
+        return tuple(self.tokenizer.encode(text))
 
     def encode(self, pixel_values: np.ndarray) -> tuple[dict[str, OrtValue], np.ndarray]:
         """Pixels [B, 3, height, width] -> the decoder's cross-attention inputs by name, and tag logits [B, C]."""
-        names = [output.name for output in self.encoder.get_outputs()]
+        names = list(self.encoder.outputs)
         pixels = OrtValue.ortvalue_from_numpy(pixel_values)
-        outputs = dict(zip(names, self.encoder.run_with_ort_values(names, {"pixel_values": pixels}), strict=True))
+        outputs = dict(zip(names, self.encoder.run(names, {"pixel_values": pixels}), strict=True))
         tag_logits = outputs.pop("tag_logits", None)
         return outputs, np.empty((len(pixel_values), 0), np.float32) if tag_logits is None else tag_logits.numpy()
 
-    def _caption(self, found: list[Beam], tags: tuple[Tag, ...] = ()) -> Caption:
+    def _caption(self, found: list[Hypothesis], tags: tuple[Tag, ...] = ()) -> Caption:
         best, *others = found
         words = [index for index in best.token_ids if index != self.end]
         return Caption(
@@ -123,20 +160,65 @@ class ExportedCaptioner:
         )
 
 
-class DecoderSteps:
-    """The decoder's session with its caches, which stay in ONNX Runtime's memory: the `Decoder` of `search`."""
+class Graph:
+    """A graph in a file, ready to run.
 
-    def __init__(self, session: onnxruntime.InferenceSession, cross_states: dict[str, OrtValue], beams: int) -> None:
-        """`cross_states`: 2 L arrays [B, P, D], one for an image however many its beams."""
-        self.session = session
+    Attributes:
+        inputs, outputs: shapes by name, free dimensions by theirs.
+    """
+
+    def __init__(self, path: Path, num_threads: int | None, spinning: bool) -> None:
+        """Read it.
+
+        Raises:
+            CaptionerError: it cannot be read.
+        """
+        self.path = path
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # nothing: errors are raised
+        options.intra_op_num_threads = num_threads or 0  # 0: ONNX Runtime counts the cores
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        with self._explained():
+            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.inputs = {value.name: value.shape for value in self.session.get_inputs()}
+        self.outputs = {value.name: value.shape for value in self.session.get_outputs()}
+
+    @property
+    def vocab_size(self) -> int:
+        """Of a decoder."""
+        return self.outputs["logits"][2]
+
+    def run(self, names: list[str], inputs: dict[str, OrtValue]) -> list[OrtValue]:
+        """The outputs of these names, in ONNX Runtime's memory.
+
+        Raises:
+            CaptionerError: it does not go with these inputs, or with the memory there is.
+        """
+        with self._explained():
+            return self.session.run_with_ort_values(names, inputs)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # ONNX Runtime's own have no common base
+            raise CaptionerError(f"{self.path}: {' '.join(str(error).split())[:300]}") from error
+
+
+class DecoderSteps:
+    """The decoder with its caches, which stay in ONNX Runtime's memory: the `Decoder` of `search`."""
+
+    def __init__(self, graph: Graph, cross_states: dict[str, OrtValue]) -> None:
+        """`cross_states`: 2 L arrays [B, P, D], one for an image however many its captions."""
+        self.graph = graph
         self.cross_states = cross_states
-        self.vocab_size = session.get_outputs()[0].shape[2]
-        rows = beams * next(iter(cross_states.values())).shape()[0]
-        self.self_states: dict[str, OrtValue] = {}  # [B * K, T, D]
-        for given in session.get_inputs():
-            if given.name.startswith("self_"):
-                empty = np.zeros((rows, 0, given.shape[2]), dtype=np.float32)
-                self.self_states[given.name] = OrtValue.ortvalue_from_numpy(empty)
+        self.vocab_size = graph.vocab_size
+        images = next(iter(cross_states.values())).shape()[0]
+        self.self_states: dict[str, OrtValue] = {}  # [B, 0, D] at first, then [B * K, T, D]
+        for name, shape in graph.inputs.items():
+            if name.startswith("self_"):
+                empty = np.zeros((images, 0, shape[2]), dtype=np.float32)
+                self.self_states[name] = OrtValue.ortvalue_from_numpy(empty)
 
     def step(self, token_ids: np.ndarray, rows: np.ndarray, num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
         """The newest tokens [B, K], each behind what row `rows[b, k]` of the step before has -> the most probable next
@@ -154,7 +236,7 @@ class DecoderSteps:
         arrays = {"input_ids": token_ids, "rows": rows, "num_candidates": count}
         inputs = {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
         wanted = [*names, *(f"new_{name}" for name in self.self_states)]
-        results = self.session.run_with_ort_values(wanted, {**inputs, **self.self_states, **self.cross_states})
+        results = self.graph.run(wanted, {**inputs, **self.self_states, **self.cross_states})
         self.self_states = dict(zip(self.self_states, results[len(names) :], strict=True))
         return [result.numpy() for result in results[: len(names)]]
 
@@ -165,22 +247,17 @@ class DecoderSteps:
         }
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+@contextmanager
+def _reading(path: Path) -> Iterator[dict[str, Any]]:
+    """A JSON file's content; what is wrong with it is told with the file's name."""
     try:
-        value = json.loads((folder / name).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{name}: not a JSON object")
-    return value
-
-
-def _session(path: Path, num_threads: int | None, spinning: bool) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors alone
-    options.intra_op_num_threads = num_threads or 0  # 0: ONNX Runtime counts the cores
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own have no common base
-        raise RuntimeError(f"{path.name}: {error}") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        yield content
+    except OSError as error:
+        raise CaptionerError(f"{path}: {error.strerror}") from error
+    except KeyError as error:
+        raise CaptionerError(f"{path}: without {error}") from error
+    except (TypeError, ValueError, CaptionerError) as error:
+        raise CaptionerError(f"{path}: {error}") from error

@@ -1,135 +1,265 @@
-"""Greedy and beam search in NumPy, apart from what computes the logits.
+"""Greedy and beam search and sampling in NumPy, apart from what computes the log-probabilities.
 
-Shapes: B images, K beams an image, V vocabulary.
+Shapes: B images, K captions an image, J of them in the making, C candidates for the next token, V vocabulary.
 """
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from captioner.errors import CaptionerError
+from captioner.infer.options import GenerationOptions
 
 
-@dataclass(frozen=True)
-class SearchOptions:
-    """How captions are searched for: the fields of `GenerationOptions` that an exported model knows.
+class Hypothesis(NamedTuple):
+    """A caption as tokens, those of the prefix and the end of sequence, where it was reached, among them.
 
-    Raises:
-        CaptionerError: a value out of range.
+    `log_probs` are log p(token | image, tokens before) under the model itself; `score` is the sum of those after the
+    prefix until the caption ends, and then what captions are ranked by.
     """
 
-    num_beams: int
-    max_new_tokens: int
-    min_new_tokens: int
-    length_penalty: float
-    num_return_sequences: int
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.min_new_tokens <= self.max_new_tokens and self.max_new_tokens >= 1):
-            raise CaptionerError("max_new_tokens must be at least 1, min_new_tokens between 0 and max_new_tokens")
-        if not 1 <= self.num_return_sequences <= self.num_beams:
-            raise CaptionerError("num_return_sequences must be at least 1, num_beams at least num_return_sequences")
-
-
-class Beam(NamedTuple):
-    """A caption as tokens, the end of sequence among them where it was reached.
-
-    `log_probs` are log p(token | image, tokens before) under the model itself; `score` is their sum until the caption
-    ends, and then divided by length ** length_penalty.
-    """
-
-    token_ids: tuple[int, ...] = ()
-    log_probs: tuple[float, ...] = ()
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
     score: float = 0.0
+
+    def extended(self, token: int, log_prob: float) -> "Hypothesis":
+        return Hypothesis((*self.token_ids, token), (*self.log_probs, log_prob), self.score + log_prob)
 
 
 class Decoder(Protocol):
-    """What tells the most probable next tokens, with its caches."""
+    """What tells the next tokens' probabilities, with its caches.
+
+    Both of its calls take the newest tokens [B, K], each behind what row `rows[b, k]` of the call before has.
+    """
+
+    vocab_size: int
 
     def step(self, token_ids: np.ndarray, rows: np.ndarray, num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
-        """The newest tokens [B, K], each behind what row `rows[b, k]` of the step before has -> the most probable next
-        tokens and their log-probabilities, both [B, K, `num_candidates`], best first."""
+        """The most probable next tokens and their log-probabilities, both [B, K, `num_candidates`], best first."""
+
+    def logits(self, token_ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """All logits [B, K, V]."""
 
     def keep(self, images: list[int]) -> None:
         """Only these of the B images go on."""
 
 
-@dataclass
-class Search:
-    """An image's captions in the making: the K best that run, best first, and those that have ended."""
+class Captions(ABC):
+    """An image's captions in the making.
 
-    options: SearchOptions
-    end: int
-    running: list[Beam]
-    finished: list[Beam]
+    Attributes:
+        running: those that go on, J of them; at first the prefix alone, of which all captions are made.
+        finished: those that have ended.
+        num_candidates: next tokens of a caption that have to be looked at, where none is forbidden.
+    """
+
+    num_candidates: int
+
+    def __init__(self, options: GenerationOptions, longest: int, prefix: Hypothesis, end: int) -> None:
+        self.options = options
+        self.longest = longest
+        self.end = end
+        self.running = [prefix]
+        self.finished: list[Hypothesis] = []
+
+    @abstractmethod
+    def advance(self, token_ids: np.ndarray, log_probs: np.ndarray, length: int) -> list[int]:
+        """Go on with candidates [K, C], of which J rows count, for the new token at `length`: log p is -inf where it is
+        forbidden. Gives the rows that the captions then running come from."""
+
+    def ends(self, caption: Hypothesis, length: int) -> bool:
+        return caption.token_ids[-1] == self.end or length == self.longest
+
+
+class Beams(Captions):
+    """The K best, best first. With K = 1 that is greedy search: the most probable token each time.
+
+    More give what transformers' beam search gives: a caption counts as finished only where its end was among the best
+    K continuations, and an image is done when K captions are finished and the best running one, were it to end now, is
+    no better than the worst of them.
+    """
+
+    def __init__(self, options: GenerationOptions, longest: int, prefix: Hypothesis, end: int) -> None:
+        super().__init__(options, longest, prefix, end)
+        self.count = options.num_captions
+        self.num_candidates = 1 if self.count == 1 else 2 * self.count  # twice K leave K that go on, whichever end
 
     def advance(self, token_ids: np.ndarray, log_probs: np.ndarray, length: int) -> list[int]:
-        """Go on with candidates [K, C] for the token at `length`; gives the row each running one goes on from."""
-        num_beams, is_last = self.options.num_beams, length == self.options.max_new_tokens
-        rows, extended = self._extend(token_ids, log_probs)
-        ends = [beam.token_ids[-1] == self.end or is_last for beam in extended]
-        for beam, is_over in zip(extended[:num_beams], ends, strict=False):
-            if is_over:
-                self.finished.append(beam._replace(score=beam.score / length**self.options.length_penalty))
-        self.finished = sorted(self.finished, key=lambda beam: -beam.score)[:num_beams]
-        alive = [index for index, is_over in enumerate(ends) if not is_over][:num_beams]
-        self.running = [extended[index] for index in alive]
-        if self._is_done(length):
-            self.running = []
-        return [rows[index] for index in alive[: len(self.running)]]
+        power = length**self.options.length_penalty
+        going_on = []
+        for place, (caption, row) in enumerate(self._best(token_ids, log_probs)):
+            if not self.ends(caption, length):
+                going_on.append((caption, row))
+            elif place < self.count:
+                self.finished.append(caption._replace(score=caption.score / power))
+        self.finished = sorted(self.finished, key=lambda caption: -caption.score)[: self.count]
+        is_full = len(self.finished) == self.count
+        if is_full and going_on and going_on[0][0].score / power <= self.finished[-1].score:
+            going_on = []
+        self.running = [caption for caption, _ in going_on[: self.count]]
+        return [row for _, row in going_on[: self.count]]
 
-    def _is_done(self, length: int) -> bool:
-        """Whether the best running caption, were it to end now, is no better than the worst of K finished ones."""
-        if not self.running or len(self.finished) < self.options.num_beams:
-            return not self.running
-        return self.running[0].score / length**self.options.length_penalty <= self.finished[-1].score
-
-    def _extend(self, token_ids: np.ndarray, log_probs: np.ndarray) -> tuple[list[int], list[Beam]]:
-        """The best continuations by one token, best first, and the rows they go on from.
-
-        Twice K leave K that go on, whichever end.
-        """
-        totals = log_probs[: len(self.running)] + np.array([[beam.score] for beam in self.running], dtype=np.float32)
-        count = 1 if self.options.num_beams == 1 else 2 * self.options.num_beams
-        best = np.argsort(-totals, axis=None, kind="stable")[:count]
-        rows, columns = np.divmod(best, totals.shape[1])
-        extended = [
-            Beam(
-                (*self.running[row].token_ids, int(token_ids[row, column])),
-                (*self.running[row].log_probs, float(log_probs[row, column])),
-                float(totals[row, column]),
-            )
-            for row, column in zip(rows, columns, strict=True)
-        ]
-        return rows.tolist(), extended
+    def _best(self, token_ids: np.ndarray, log_probs: np.ndarray) -> list[tuple[Hypothesis, int]]:
+        """The best continuations by one token, best first, each with the row of the caption that it goes on from."""
+        scores = np.array([[caption.score] for caption in self.running], dtype=np.float32)
+        totals = log_probs[: len(self.running)] + scores
+        best = np.argsort(-totals, axis=None, kind="stable")[: self.num_candidates]
+        best = best[totals.flat[best] > -np.inf]
+        rows = best // totals.shape[1]
+        chosen = zip(rows.tolist(), token_ids.flat[best].tolist(), log_probs.flat[best].tolist(), strict=True)
+        return [(self.running[row].extended(token, log_prob), row) for row, token, log_prob in chosen]
 
 
-def search(decoder: Decoder, batch_size: int, options: SearchOptions, start: int, end: int) -> list[list[Beam]]:
-    """Caption B images: for each its `num_return_sequences` captions, best first.
+class Draws(Captions):
+    """K captions, each drawn by temperature, top-k and top-p on its own.
 
-    One beam takes the most probable token each time. Several give what transformers' beam search gives: a caption
-    counts as finished only where its end was among the best K continuations, and an image is done when K captions are
-    finished and the best running one, were it to end now, is no better than the worst of them.
+    Ranked by the mean log-probability of their tokens, which is known when all have ended.
     """
-    searches = [Search(options, end, [Beam()], []) for _ in range(batch_size)]
-    left = searches
-    tokens = np.full((batch_size, options.num_beams), start, dtype=np.int64)
-    rows = np.arange(tokens.size).reshape(tokens.shape)
-    for length in range(1, options.max_new_tokens + 1):
-        candidates, log_probs = decoder.step(tokens, rows, 2 * options.num_beams + 1)
-        if length <= options.min_new_tokens:
-            log_probs = np.where(candidates == end, -np.inf, log_probs)
-        tokens, rows = np.full_like(tokens, end), np.arange(tokens.size).reshape(tokens.shape)
-        for image, one in enumerate(left):
-            if one.running:
-                parents = one.advance(candidates[image], log_probs[image], length)
-                tokens[image, : len(parents)] = [beam.token_ids[-1] for beam in one.running]
-                rows[image, : len(parents)] = rows[image, parents]
-        alive = [image for image, one in enumerate(left) if one.running]
+
+    def __init__(
+        self, options: GenerationOptions, longest: int, prefix: Hypothesis, end: int, noise: "GumbelNoise"
+    ) -> None:
+        super().__init__(options, longest, prefix, end)
+        self.noise = noise
+        self.num_candidates = options.top_k or noise.vocab_size
+        self.numbers = list(range(options.num_captions))  # of the captions that go on
+
+    def advance(self, token_ids: np.ndarray, log_probs: np.ndarray, length: int) -> list[int]:
+        rows = [0] * len(self.numbers) if length == 1 else range(len(self.numbers))
+        going_on = []
+        for number, row in zip(self.numbers, rows, strict=True):
+            allowed = np.flatnonzero(log_probs[row] > -np.inf)
+            if not allowed.size:
+                continue
+            choices = token_ids[row, allowed], log_probs[row, allowed]
+            token, log_prob = self._draw(*choices, self.noise(length, number, choices[0]))
+            caption = self.running[row].extended(token, log_prob)
+            if self.ends(caption, length):
+                self.finished.append(caption._replace(score=float(np.mean(caption.log_probs))))
+            else:
+                going_on.append((caption, row, number))
+        self.finished.sort(key=lambda caption: -caption.score)
+        self.running, self.numbers = [caption for caption, *_ in going_on], [number for *_, number in going_on]
+        return [row for _, row, _ in going_on]
+
+    def _draw(self, token_ids: np.ndarray, log_probs: np.ndarray, noise: np.ndarray) -> tuple[int, float]:
+        """One of C tokens, given best first, by the Gumbel-max trick: argmax(log p + Gumbel noise) is a draw from p
+        (Maddison et al. 2014, https://arxiv.org/abs/1411.0030)."""
+        scores = log_probs[: self.options.top_k or None] / np.float32(self.options.temperature)
+        if self.options.top_p < 1:
+            shares = np.exp(scores - scores[0])
+            shares = shares[::-1].cumsum()[::-1] / shares.sum()  # of each and all that are less probable
+            scores = scores[: max(1, np.count_nonzero(shares > 1 - self.options.top_p))]
+        chosen = (scores + noise[: len(scores)]).argmax()
+        return int(token_ids[chosen]), float(log_probs[chosen])
+
+
+class GumbelNoise:
+    """What draws depend on. Of a seed it is the noise that torch's generator gives for it, and the same for all images,
+    whose captions do not depend then on their batch."""
+
+    def __init__(self, options: GenerationOptions, vocab_size: int) -> None:
+        self.shape = (options.num_captions, vocab_size)
+        self.vocab_size = vocab_size
+        self.seed = options.seed
+        self.generator = np.random.RandomState(None if self.seed is None else self.seed % 2**32)
+        self.steps = 0
+
+    def __call__(self, step: int, number: int, token_ids: np.ndarray) -> np.ndarray:
+        """For candidates [C] of the caption `number`, in its step: 1, 2 and so on."""
+        if self.seed is None:
+            return self.generator.gumbel(size=len(token_ids)).astype(np.float32)
+        if step > self.steps:
+            # Both libraries have the Mersenne twister MT19937. Of two words of it torch makes a number of 53 bits.
+            words = self.generator.randint(2**32, size=(*self.shape, 2), dtype=np.uint32).astype(np.uint64)
+            uniform = ((words[..., 0] << 32 | words[..., 1]) & (2**53 - 1)) * 2.0**-53
+            self.noise = -np.log(-np.log(np.maximum(uniform, 1e-300))).astype(np.float32)
+            self.steps = step
+        return self.noise[number, token_ids]
+
+
+class Forbidden:
+    """What may not be the next token, whatever the model thinks of it: the end before its time, repeated n-grams,
+    banned sequences."""
+
+    def __init__(self, options: GenerationOptions, start: int, end: int) -> None:
+        self.options = options
+        self.start = start
+        self.end = end
+
+    def __call__(self, caption: Hypothesis, length: int) -> set[int]:
+        """Tokens that cannot follow `caption` as its new token at `length`."""
+        tokens = (self.start, *caption.token_ids)
+        found = {self.end} if length <= self.options.min_new_tokens else set()
+        for *before, last in self.options.banned_ids:
+            if tokens[max(0, len(tokens) - len(before)) :] == tuple(before):
+                found.add(last)
+        size = self.options.no_repeat_ngram_size
+        if 0 < size <= len(tokens):
+            newest = tokens[len(tokens) - size + 1 :]
+            places = range(size - 1, len(tokens))
+            found |= {tokens[place] for place in places if tokens[place - size + 1 : place] == newest}
+        return found
+
+
+def search(
+    decoder: Decoder, batch_size: int, options: GenerationOptions, longest: int, start: int, end: int
+) -> list[list[Hypothesis]]:
+    """Caption B images with at most `longest` new tokens: for each its `num_return_sequences` captions, best first.
+
+    Raises:
+        CaptionerError: no caption keeps all the rules.
+    """
+    tokens, rows = np.full((batch_size, 1), start, dtype=np.int64), np.arange(batch_size, dtype=np.int64)[:, None]
+    prefixes = [Hypothesis((), ())] * batch_size
+    for token in options.prefix_ids:
+        log_probs = _log_softmax(decoder.logits(tokens, rows)[:, 0])[:, token]
+        prefixes = [one.extended(token, value) for one, value in zip(prefixes, log_probs.tolist(), strict=True)]
+        tokens = np.full_like(tokens, token)
+    prefixes = [one._replace(score=0.0) for one in prefixes]
+    if options.do_sample:
+        noise = GumbelNoise(options, decoder.vocab_size)
+        captions: list[Captions] = [Draws(options, longest, prefix, end, noise) for prefix in prefixes]
+    else:
+        captions = [Beams(options, longest, prefix, end) for prefix in prefixes]
+    forbid, left = Forbidden(options, start, end), captions
+    for length in range(1, longest + 1):
+        forbidden = [[forbid(caption, length) for caption in image.running] for image in left]
+        more = max(len(found) for image in forbidden for found in image)
+        candidates, log_probs = decoder.step(tokens, rows, captions[0].num_candidates + more)
+        if more:
+            is_forbidden = _among(candidates, forbidden, decoder.vocab_size)
+            log_probs = np.where(is_forbidden, -np.inf, log_probs)
+        tokens = np.full((len(left), options.num_captions), end, dtype=np.int64)
+        rows = np.full_like(tokens, candidates.shape[1]) * np.arange(len(left))[:, None]
+        for place, image in enumerate(left):
+            if image.running:
+                parents = image.advance(candidates[place], log_probs[place], length)
+                for number, (caption, parent) in enumerate(zip(image.running, parents, strict=True)):
+                    tokens[place, number] = caption.token_ids[-1]
+                    rows[place, number] += parent
+        alive = [place for place, image in enumerate(left) if image.running]
         if not alive:
             break
         if 4 * (len(left) - len(alive)) >= len(left):  # for fewer it does not pay to move the others' keys and values
             decoder.keep(alive)
-            left, tokens, rows = [left[image] for image in alive], tokens[alive], rows[alive]
-    return [one.finished[: options.num_return_sequences] for one in searches]
+            left, tokens, rows = [left[place] for place in alive], tokens[alive], rows[alive]
+    if not all(image.finished for image in captions):
+        raise CaptionerError("found no caption that keeps all the rules: banned and repeated words")
+    return [image.finished[: options.num_return_sequences] for image in captions]
+
+
+def _among(candidates: np.ndarray, found: list[list[set[int]]], vocab_size: int) -> np.ndarray:
+    """Which of the candidates [B, K, C] are among those `found` for their caption."""
+    table = np.zeros((*candidates.shape[:2], vocab_size), dtype=bool)
+    for place, image in enumerate(found):
+        for number, tokens in enumerate(image):
+            table[place, number, list(tokens)] = True
+    return np.take_along_axis(table, candidates, axis=-1)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """[B, V] -> the same."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

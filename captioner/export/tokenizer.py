@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from captioner.errors import CaptionerError
+
 
 class ExportedTokenizer(Protocol):
     """Text <-> ids, without torch or transformers."""
@@ -22,13 +24,18 @@ def load_tokenizer(folder: Path) -> ExportedTokenizer:
     """tokenizer.json, which converted models have, or tokenizer.model, a SentencePiece model as training makes it.
 
     Raises:
-        OSError, ValueError: the folder has none that can be read, or its library is not installed.
+        CaptionerError: the folder has none that can be read, or its library is not installed.
     """
-    fast = folder / "tokenizer.json"
+    fast, sentencepiece = folder / "tokenizer.json", folder / "tokenizer.model"
+    path = fast if fast.is_file() else sentencepiece
+    if not path.is_file():
+        raise CaptionerError(f"{folder}: neither tokenizer.json nor tokenizer.model in it")
     try:
-        return FastTokenizer(fast) if fast.is_file() else SentencePieceTokenizer(folder / "tokenizer.model")
+        return FastTokenizer(path) if path == fast else SentencePieceTokenizer(path)
     except ModuleNotFoundError as error:
-        raise ValueError(f"its tokenizer needs {error.name}: pip install {error.name}") from error
+        raise CaptionerError(f"{path} needs {error.name}: pip install {error.name}") from error
+    except Exception as error:  # tokenizers' own have no other base
+        raise CaptionerError(f"{path}: {error}") from error
 
 
 class SentencePieceTokenizer:
@@ -44,10 +51,10 @@ class SentencePieceTokenizer:
         return self.model.decode([index for index in ids if not self._is_silent(index)])
 
     def _is_silent(self, index: int) -> bool:
-        return self.model.is_control(index) or self.model.is_unknown(index)
+        return index >= len(self.model) or self.model.is_control(index) or self.model.is_unknown(index)
 
     def id_to_token(self, index: int) -> str:
-        return self.model.id_to_piece(index)
+        return self.model.id_to_piece(index) if index < len(self.model) else ""
 
 
 class FastTokenizer:
@@ -56,11 +63,7 @@ class FastTokenizer:
     def __init__(self, path: Path) -> None:
         import tokenizers
 
-        text = path.read_text(encoding="utf-8")
-        try:
-            self.model = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library's own, which has no other base
-            raise ValueError(f"{path.name}: {error}") from error
+        self.model = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         self.model.no_padding()
         self.model.no_truncation()
 

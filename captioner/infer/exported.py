@@ -3,7 +3,6 @@
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +21,6 @@ except ModuleNotFoundError as error:
         raise
     raise CaptionerError("an exported model needs ONNX Runtime: pip install 'captioner[export]'") from error
 
-from captioner.export.search import SearchOptions
-
 if TYPE_CHECKING:
     import torch
 
@@ -37,7 +34,7 @@ class OnnxCaptioner(Captioner):
         self.folder = folder
         self.exported = ExportedCaptioner(folder)
         self.preprocessing = self.exported.preprocessing
-        self.defaults = asdict(self.exported.defaults)
+        self.defaults = self.exported.defaults
         self.name, self.precision = name, precision
 
     @cached_property
@@ -45,20 +42,21 @@ class OnnxCaptioner(Captioner):
         return ExportedCaptioner(self.folder, num_threads=max(1, (os.cpu_count() or 1) // 2))
 
     def _token_ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.exported.tokenizer.encode(text))
+        return self.exported.token_ids(text)
 
     def tune(self, options: GenerationOptions, batch_size: int | None = None) -> None:
         """Nothing is left to choose."""
 
     def stream(self, options: GenerationOptions) -> "OnnxCaptionStream":
-        return OnnxCaptionStream(self, search_options(options))
+        return OnnxCaptionStream(self, options)
 
 
 class OnnxCaptionStream:
     """Captions the halves of a batch side by side, each with half the threads: a decoder's small steps keep few of them
     busy. One image has all threads as long as no other is in the making."""
 
-    def __init__(self, captioner: OnnxCaptioner, options: SearchOptions) -> None:
+    def __init__(self, captioner: OnnxCaptioner, options: GenerationOptions) -> None:
+        captioner.exported.room(options)  # what this model cannot do is said before the first batch
         self.captioner = captioner
         self.options = options
         self.pool = ThreadPoolExecutor(2)
@@ -82,17 +80,3 @@ class OnnxCaptionStream:
         while self.running and (len(self.running) > left or self.running[0].done()):
             captions += self.running.popleft().result()
         return captions
-
-
-def search_options(options: GenerationOptions) -> SearchOptions:
-    """Those of the options that an exported model knows.
-
-    Raises:
-        CaptionerError: others than these are set.
-    """
-    known, defaults = {field.name for field in fields(SearchOptions)}, GenerationOptions()
-    others = [field.name for field in fields(options) if field.name not in known]
-    unknown = [name for name in others if getattr(options, name) != getattr(defaults, name)]
-    if unknown:
-        raise CaptionerError(f"an exported model searches greedily or with beams; it has no {', '.join(unknown)}")
-    return SearchOptions(**{name: getattr(options, name) for name in known})

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from captioner import cli
@@ -19,6 +20,7 @@ import onnx  # noqa: E402
 
 from captioner.export import onnx as module  # noqa: E402
 from captioner.export.onnx import OPSET, export_model  # noqa: E402
+from captioner.export.runtime import ExportedCaptioner  # noqa: E402
 
 
 @pytest.fixture
@@ -40,7 +42,8 @@ def graphs_of_the_export(exported: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         {"num_beams": 4, "num_return_sequences": 3},
         {"num_beams": 3, "length_penalty": 0.0},
         {"num_beams": 3, "length_penalty": 2.0, "min_new_tokens": 6},
-        {"num_beams": 2, "max_new_tokens": 4},
+        {"num_beams": 2, "max_new_tokens": 4, "prefix": "a red", "banned_words": ["green"]},
+        {"do_sample": True, "seed": 3, "top_p": 0.9, "num_return_sequences": 2},
     ],
 )
 def test_an_export_captions_as_its_model_does(model, exported, photos, options):
@@ -93,6 +96,27 @@ def test_other_precisions_store_their_weights_so(model, tmp_path, photos, monkey
     assert Captioner.from_pretrained(tmp_path / "out")(photos[0]).text
 
 
+@pytest.mark.usefixtures("graphs_of_the_export")
+def test_the_generation_settings_of_a_checkpoint_are_the_defaults_of_its_export(model, tmp_path, photos):
+    other = shutil.copytree(model, tmp_path / "other")
+    settings = json.loads((other / "generation_config.json").read_text())
+    settings |= {"num_beams": 2, "max_length": 7, "min_new_tokens": 5, "no_repeat_ngram_size": 1, "length_penalty": 0.5}
+    (other / "generation_config.json").write_text(json.dumps(settings))
+    export_model(other, tmp_path / "out")
+    captioner = ExportedCaptioner(tmp_path / "out")
+    same = {"num_beams": 2, "max_new_tokens": 6, "min_new_tokens": 5, "no_repeat_ngram_size": 1, "length_penalty": 0.5}
+    expected = Captioner.from_pretrained(model, device="cpu")(photos, **same)
+    assert [caption.text for caption in captioner(photos)] == [caption.text for caption in expected]
+    assert max(len(caption.tokens) for caption in captioner(photos, max_new_tokens=9)) == 9
+    assert captioner.defaults == same
+
+
+def test_its_card_says_what_it_is(exported, model):
+    card = ModelCard.load(exported / "README.md")
+    assert card.data.to_dict() == {"library_name": "captioner", "pipeline_tag": "image-to-text"}
+    assert f"# {model}, exported to ONNX (fp32)" in card.text and 'ExportedCaptioner("fp32")' in card.text
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["captioner", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
@@ -109,7 +133,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         (("export", "{tmp}/none", "{tmp}/out"), "no such folder"),
         (("export", "{exported}", "{tmp}/out"), "exported already"),
         (("annotate", "{photo}", "--model", "{exported}", "--precision", "bf16"), "an exported model runs on the CPU"),
-        (("annotate", "{photo}", "--model", "{exported}", "--do-sample"), "it has no do_sample"),
+        (("annotate", "{photo}", "--model", "{exported}", "--forced-word", "dog"), "has no force_words_ids"),
     ],
 )
 def test_mistakes_cost_one_line(model, exported, photos, tmp_path, monkeypatch, capsys, arguments, message):
@@ -118,11 +142,6 @@ def test_mistakes_cost_one_line(model, exported, photos, tmp_path, monkeypatch, 
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_forced_words_are_refused_by_name(exported, photos):
-    with pytest.raises(CaptionerError, match="it has no force_words_ids"):
-        Captioner.from_pretrained(exported)(photos[0], forced_words=["dog"])
 
 
 def test_the_command_line_annotates_with_an_export(exported, photos, monkeypatch, capsys):

@@ -5,10 +5,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from captioner.errors import CaptionerError
+from captioner.infer.captioner import Captioner
+from captioner.infer.options import GenerationOptions
 
 for library in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(library, reason=f"an export is made for these tests: {library}, of 'captioner[export]'")
@@ -16,7 +21,7 @@ for library in ("onnx", "onnxruntime", "onnxscript"):
 from captioner.export.runtime import ExportedCaptioner  # noqa: E402
 
 WITHOUT_TORCH = """
-import sys
+import json, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -25,17 +30,50 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=library)
 
 sys.meta_path.insert(0, Absent())
+from captioner.errors import CaptionerError
 from captioner.export.runtime import ExportedCaptioner
 
-print(ExportedCaptioner(sys.argv[1])([sys.argv[2]], num_beams=3)[0].text)
+folder, asked, *photos = sys.argv[1:]
+cap = ExportedCaptioner(folder)
+for options in json.loads(asked):
+    try:
+        print(json.dumps([caption.text for caption in cap(photos, **options)]))
+    except CaptionerError as error:
+        print(json.dumps(str(error)))
 """
 
+ASKED = [
+    {},
+    {"num_beams": 1, "prefix": "a red", "no_repeat_ngram_size": 3},
+    {"num_beams": 4, "banned_words": ["e", "on"], "min_new_tokens": 4, "num_return_sequences": 2},
+    {"do_sample": True, "seed": 7, "temperature": 1.5, "top_k": 20, "top_p": 0.9, "num_return_sequences": 2},
+    {"beams": 2},
+    {"num_beams": 0},
+    {"num_beams": "3"},
+    {"top_p": 0.5},
+    {"do_sample": True, "top_p": 1.5},
+    {"min_new_tokens": 30},
+    {"prefix": "a red square on a table"},
+    {"banned_words": [""]},
+    {"banned_ids": [[99]]},
+    {"batch_size": 0},
+]
 
-def test_captions_come_where_torch_and_transformers_are_absent(exported, photos):
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(exported), str(photos[0])]
+
+def test_where_torch_and_transformers_are_absent_captions_and_errors_are_those_of_the_model(model, exported, photos):
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(exported), json.dumps(ASKED), *map(str, photos)]
     finished = subprocess.run(command, check=False, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout == ExportedCaptioner(exported)([photos[0]], num_beams=3)[0].text + "\n"
+    found = [json.loads(line) for line in finished.stdout.splitlines()]
+    reference = Captioner.from_pretrained(model, device="cpu")
+    for options, answer in zip(ASKED, found, strict=True):
+        if isinstance(answer, str):
+            with pytest.raises(CaptionerError) as expected:
+                reference(photos, **options)
+            assert answer == str(expected.value)
+        else:
+            assert answer == [caption.text for caption in reference(photos, **options)]
+    assert sum(isinstance(answer, list) for answer in found) == 4
 
 
 INFER = Path(__file__).parents[2] / "infer.py"
@@ -52,31 +90,75 @@ def test_infer_py_captions_with_an_export_and_does_not_load_torch_where_it_is_in
     assert not {"torch", "torchvision", "transformers", "timm"} & imported
 
 
+def change(file: Path, **values: Any) -> None:
+    content = json.loads(file.read_text())
+    place = content.get("image_processor", content)
+    file.write_text(json.dumps(content | values if place is content else {"image_processor": place | values}))
+
+
 def damage(folder: Path, what: str) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    if what == "no config":
-        (folder / "config.json").unlink()
-    elif what == "another format":
-        (folder / "config.json").write_text(json.dumps(config | {"format_version": 99}))
-    elif what == "no decoder":
-        (folder / "decoder.onnx").unlink()
-    elif what == "cut encoder":
-        (folder / "encoder.onnx").write_bytes((folder / "encoder.onnx").read_bytes()[:-100])
-    elif what == "no preprocessing":
-        (folder / "processor_config.json").write_text("{}")
-    elif what == "no tokenizer":
-        (folder / "tokenizer.model").unlink()
+    config, generation = folder / "config.json", folder / "generation_config.json"
+    processor, encoder, decoder = (folder / name for name in ("processor_config.json", "encoder.onnx", "decoder.onnx"))
+    match what:
+        case "no config":
+            config.unlink()
+        case "cut config":
+            config.write_text(config.read_text()[:-9])
+        case "another format":
+            change(config, format_version=99)
+        case "no positions":
+            change(config, max_position_embeddings=0)
+        case "fewer tags":
+            change(config, tags=["red"])
+        case "no decoder":
+            decoder.unlink()
+        case "cut encoder":
+            encoder.write_bytes(encoder.read_bytes()[:-100])
+        case "two decoders":
+            shutil.copy(decoder, encoder)
+        case "no preprocessing":
+            processor.write_text("{}")
+        case "other pixels":
+            change(processor, image_size=64)
+        case "no deviation":
+            change(processor, std=[0, 0, 0])
+        case "no end":
+            change(generation, eos_token_id=None)
+        case "an unknown start":
+            change(generation, decoder_start_token_id=10**6)
+        case "no beams":
+            change(generation, num_beams=0)
+        case "defaults too long":
+            change(generation, min_new_tokens=30)
+        case "an unknown default":
+            change(generation, early_stopping=True)
+        case "no tokenizer":
+            (folder / "tokenizer.model").unlink()
+        case "cut tokenizer":
+            (folder / "tokenizer.model").write_bytes(b"")
 
 
 @pytest.mark.parametrize(
     ("what", "message"),
     [
         ("no config", "not an exported model"),
-        ("another format", "exported in format 99"),
-        ("no decoder", r"decoder\.onnx"),
-        ("cut encoder", r"encoder\.onnx"),
-        ("no preprocessing", "image_processor"),
-        ("no tokenizer", r"tokenizer\.model"),
+        ("cut config", r"/config\.json: Expecting"),
+        ("another format", r"/config\.json: exported in format 99, and this captioner reads"),
+        ("no positions", r"/config\.json: max_position_embeddings 0 leave no room"),
+        ("fewer tags", r"/config\.json: 1 tags, and encoder\.onnx has 5"),
+        ("no decoder", r"/decoder\.onnx: .*doesn't exist"),
+        ("cut encoder", r"/encoder\.onnx: .*parsing failed"),
+        ("two decoders", r"encoder\.onnx and decoder\.onnx are not of one model"),
+        ("no preprocessing", r"/processor_config\.json: without 'image_processor'"),
+        ("other pixels", r"/processor_config\.json: image_size 64, and encoder\.onnx takes 32"),
+        ("no deviation", r"/processor_config\.json: mean .* std above 0"),
+        ("no end", r"/generation_config\.json: token None; decoder\.onnx has those from 0 to"),
+        ("an unknown start", r"/generation_config\.json: token 1000000; decoder\.onnx has those from 0 to"),
+        ("no beams", r"/generation_config\.json: num_beams must be at least 1"),
+        ("defaults too long", r"/generation_config\.json: min_new_tokens is 30; this model writes at most 16"),
+        ("an unknown default", r"/generation_config\.json: .*early_stopping"),
+        ("no tokenizer", r"neither tokenizer\.json nor tokenizer\.model"),
+        ("cut tokenizer", r"/tokenizer\.model: "),
     ],
 )
 def test_a_folder_that_is_no_export_is_explained_in_one_line(exported, tmp_path, what, message):
@@ -88,14 +170,34 @@ def test_a_folder_that_is_no_export_is_explained_in_one_line(exported, tmp_path,
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_more_positions_than_the_graph_has_cost_one_line(exported, tmp_path, photos, capfd):
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    change(folder / "config.json", max_position_embeddings=99)
+    with pytest.raises(CaptionerError, match=r"/decoder\.onnx: ") as caught:
+        ExportedCaptioner(folder)(photos[0], min_new_tokens=40)
+    assert "\n" not in str(caught.value) and capfd.readouterr().err == ""
+
+
+def test_pictures_of_any_shape_are_captioned_as_by_the_model(model, exported):
+    generator = np.random.default_rng(2)
+    sizes = [(1, 1), (1, 300), (700, 3), (33, 31), (32, 32), (640, 480)]
+    pictures = [Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    expected = [caption.text for caption in Captioner.from_pretrained(model, device="cpu")(pictures)]
+    captioner = ExportedCaptioner(exported)
+    assert [caption.text for caption in captioner(pictures, batch_size=10**6)] == expected
+    assert [captioner(picture).text for picture in pictures] == expected
+    assert captioner([]) == [] and captioner.caption(np.empty((0, 3, 32, 32), np.float32), GenerationOptions()) == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beams": 2}, "unknown option beams; there are num_beams"),
-        ({"num_beams": 0}, "num_beams at least"),
-        ({"min_new_tokens": 30}, "writes at most 16 tokens"),
+        ({"forced_words": ["dog"]}, "an exported model has no force_words_ids"),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0}, "an exported model has no num_beam_groups"),
     ],
 )
-def test_options_out_of_range_are_refused(exported, photos, options, message):
-    with pytest.raises(CaptionerError, match=message):
-        ExportedCaptioner(exported)([photos[0]], **options)
+def test_what_an_export_cannot_do_is_refused_by_name(exported, photos, options, message):
+    for captioner in (ExportedCaptioner(exported), Captioner.from_pretrained(exported)):
+        with pytest.raises(CaptionerError, match=message):
+            captioner(photos[0], **options)
