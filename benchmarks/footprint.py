@@ -26,6 +26,7 @@ from captioner.config import PhaseConfig, RunConfig, load_config
 from captioner.model.build import build_model
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.train.objectives import JointModel
+from captioner.train.packing import PackedCaptions, pack_captions
 from captioner.train.phases import apply_phase
 
 FORMATS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,16 +52,18 @@ def footprint(config: RunConfig, phase: PhaseConfig, tokens: int) -> dict[str, f
     """GiB and operations of one step of one process."""
     settings, data = config.model, config.data
     fields = settings.model_dump(exclude={"gradient_checkpointing", "resize_mode", "crop_pct", "contrastive_size"})
-    images, rows = config.optimization.batch_size, data.captions_per_image
-    if "reward" in phase.objectives:
-        drawn = phase.reward.num_samples
-        rows = drawn + (rows if "captioning" in phase.objectives else 0)
+    images = config.optimization.batch_size
+    captions = {"captioning": data.captions_per_image, "reward": phase.reward.num_samples}
+    labels = {name: torch.zeros(images, captions[name], tokens).long() for name in phase.objectives.keys() & captions}
+    packed = pack_captions(labels, decoder_inputs=lambda labels: labels)
     with torch.device("meta"):
         model = build_model(CaptionerConfig(**fields, vocab_size=config.tokenizer.vocab_size))
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         pixel_values = torch.empty(images, 3, settings.image_size, settings.image_size)
-        input_ids = torch.empty(images * rows, tokens, dtype=torch.long)
+    packed = PackedCaptions(
+        *(tensor.to("meta") for tensor in packed[:3]), {name: own.to("meta") for name, own in packed.places.items()}
+    )
     apply_phase(model, phase)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -70,8 +73,9 @@ def footprint(config: RunConfig, phase: PhaseConfig, tokens: int) -> dict[str, f
     kept = KeptTensors(model)
     with FlopCounterMode(display=False) as counter, kept:
         joint = JointModel(model)
-        logits = joint({"pixel_values": pixel_values.to(model.dtype)}, input_ids, None, {"captioning"})["logits"]
-        loss = logits.float().logsumexp(-1).sum()  # as cross-entropy, the logits once more in float32
+        logits = joint({"pixel_values": pixel_values.to(model.dtype)}, packed, None, {"captioning"})["logits"]
+        # As cross-entropy, the logits once more in float32.
+        loss = torch.stack([own.float().logsumexp(-1).sum() for own in logits.values()]).sum()
         forward = counter.get_total_flops()
         loss.backward()
     drawing = forward if "reward" in phase.objectives else 0
@@ -90,7 +94,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--images", type=int, required=True, help="in the training data")
     parser.add_argument("--gpus", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=16, help="of the longest caption in a batch, on average")
+    parser.add_argument("--tokens", type=int, default=13, help="of a caption, on average")
     parser.add_argument("--teraflops", type=float, default=989.0, help="peak of a GPU in the recipe's precision")
     parser.add_argument("--utilization", type=float, default=0.35, help="share of the peak that a training reaches")
     arguments = parser.parse_args()

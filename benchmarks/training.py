@@ -15,19 +15,20 @@ own, with its image.
 
 The same on both sides: photos, captions and their number in an optimizer step; JPEG decoding and preprocessing;
 vocabulary; widths, depths, heads and dropout; autocast's precision; fused AdamW and its settings; gradient clipping;
-fused attention; threads; captions bucketed by length and padded to the longest of a batch; loading in the training
+fused attention; threads; batches bucketed by length, so that padding is small; loading in the training
 process, so that a step pays for its data. Neither compiles. Each round is an epoch of each side in turn over the same
 captions; the first step is warm-up, and what counts is the time from the end of an optimizer step to the end of the
 next, by the same hook. Validation and checkpoints fall between epochs and do not count.
 
 Different, in the peer's favour: it takes the micro-batch that proves fastest here, by trial, where we take the step in
-one; it buckets single captions, we images by their longest; its attention weights go without dropout and its GELU is
+one; it buckets single captions, we whole images; its attention weights go without dropout and its GELU is
 the plain one, for GPT-2's defaults are slower; it logs nothing. In ours: an image is decoded and encoded once for its
 five captions, or not at all where its features are cached; what caching costs is reported apart and spread over epochs.
 """
 
 import argparse
 import json
+import math
 import os
 import runpy
 import sys
@@ -318,8 +319,8 @@ def flops_per_caption(work: Workload, phase: str) -> float:
     inputs = {"pixel_values": pixels} if phase == "joint" else {"trunk_features": model.encoder.trunk(pixels)[0]}
     with FlopCounterMode(display=False) as counter:
         for batch in bucketed_batches(lengths, work.images_per_step, seed=0, epoch=0):
-            longest = max(lengths[i] for i in batch)
-            labels = torch.zeros(work.captions_per_step, longest, dtype=torch.long, device="meta")
+            tokens = math.ceil(max(lengths[i] for i in batch) / CAPTIONS_PER_IMAGE)  # of the longest row's captions
+            labels = torch.zeros(work.captions_per_step, tokens, dtype=torch.long, device="meta")
             model(**inputs, labels=labels).loss.backward()
     return counter.get_total_flops() / (work.captions_per_step * work.steps)
 

@@ -132,13 +132,14 @@ class CaptionDataset(Dataset):
         )
 
     def lengths(self) -> list[int]:
-        """Tokens of each image's longest caption: what a batch is padded to.
+        """Tokens of each image's captions together, as packed in a row; where some of many are drawn, in the mean.
 
         Images without captions take the lengths of others, so that batches of like lengths hold both.
         """
-        longest = [max(map(len, captions), default=0) for captions in self.captions]
-        known = [length for length in longest if length] or [0]
-        return [length or known[index % len(known)] for index, length in enumerate(longest)]
+        drawn = [min(self.captions_per_image / max(len(captions), 1), 1) for captions in self.captions]
+        tokens = [round(share * sum(map(len, captions))) for share, captions in zip(drawn, self.captions, strict=True)]
+        known = [length for length in tokens if length] or [0]
+        return [length or known[index % len(known)] for index, length in enumerate(tokens)]
 
     def _draw_captions(self, epoch: int, index: int) -> list[list[int]]:
         captions = self.captions[index]

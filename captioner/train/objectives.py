@@ -5,6 +5,8 @@ Shapes: B images, K captions an image (given, drawn, or both), T tokens, D width
 
 from collections.abc import Set
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from captioner.config import Objective, PhaseConfig, TagsConfig
 from captioner.data.dataset import Batch
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration, caption_cross_entropy
 from captioner.train.contrastive import contrastive_loss
+from captioner.train.packing import PackedCaptions, pack_captions
 from captioner.train.rewards import SelfCritic, policy_gradient_loss
 from captioner.train.sharding import WholeModel
 from captioner.train.teacher import Teacher
@@ -31,21 +34,25 @@ class JointModel(nn.Module):
     def forward(
         self,
         encoder_inputs: dict[str, Tensor],
-        decoder_input_ids: Tensor | None,
+        captions: PackedCaptions | None,
         text: tuple[Tensor, Tensor] | None,
         objectives: Set[Objective],
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Encode the images once, and read off them what the objectives ask for.
 
         Args:
             encoder_inputs: of the encoder; empty where there are words alone, and the decoder is a language model.
-            decoder_input_ids: [B * K, T] for the logits [B * K, T, V].
-            text: for the contrastive objective, [N, T] decoder inputs of captions and [N] their last positions.
+            captions: for the logits [N, V] of each objective that has captions, N its valid labels.
+            text: for the contrastive objective, [M, T] decoder inputs of captions and [M] their last positions.
         """
         captioner, heads, outputs = self.captioner, self.captioner.heads, {}
         image_states = captioner.encoder(**encoder_inputs).last_hidden_state if encoder_inputs else None
-        if decoder_input_ids is not None:
-            outputs["logits"] = captioner.lm_head(captioner.decoder(decoder_input_ids, image_states))
+        if captions is not None:
+            states = captioner.decoder(
+                captions.input_ids, image_states, captions.attention_mask, position_ids=captions.position_ids
+            )
+            states = states.flatten(0, 1)
+            outputs["logits"] = {name: captioner.lm_head(states[own]) for name, own in captions.places.items()}
         if "tags" in objectives and heads.tags is not None:
             outputs["tag_logits"] = heads.tags(image_states)
         if "distillation" in objectives and heads.teacher is not None:
@@ -101,18 +108,18 @@ class Objectives:
             with self.whole.gathered() as captioner:
                 drawn = self.critic.draw(captioner, batch, phase.reward, step)
             labels["reward"] = drawn.labels
-        side_by_side = _side_by_side(list(labels.values())) if labels else None
+        captions = pack_captions(labels, partial(self._decoder_inputs, phase=phase)) if labels else None
         text = self._text(given, batch.captioned, step) if "contrastive" in names else None
-        outputs = joint(batch.encoder_inputs, self._decoder_inputs(side_by_side, phase), text, names)
+        outputs = joint(batch.encoder_inputs, captions, text, names)
 
         losses: Losses = {}
         logged: Losses = {}
-        for name, logits in _apart(outputs.get("logits"), labels).items():
+        for name, logits in outputs.get("logits", {}).items():
             if name == "reward":
                 losses[name] = policy_gradient_loss(logits, drawn.labels, drawn.advantages)
                 logged[name] = drawn.rewards.sum()
             else:
-                losses[name], _ = caption_cross_entropy(logits, labels[name], phase.label_smoothing)
+                losses[name], _ = caption_cross_entropy(logits, given[given != IGNORE_INDEX], phase.label_smoothing)
         if "contrastive" in names:
             losses["contrastive"] = contrastive_loss(
                 outputs["images"][batch.captioned], outputs["texts"], outputs["scale"]
@@ -130,10 +137,8 @@ class Objectives:
     def _many_tags(self) -> bool:
         return self.tags is not None and self.tags.problem_type == "multi_label_classification"
 
-    def _decoder_inputs(self, labels: Tensor | None, phase: PhaseConfig) -> Tensor | None:
-        if labels is None:
-            return None
-        input_ids = self.whole.model.prepare_decoder_input_ids_from_labels(labels.flatten(0, 1))
+    def _decoder_inputs(self, labels: Tensor, phase: PhaseConfig) -> Tensor:
+        input_ids = self.whole.model.prepare_decoder_input_ids_from_labels(labels)
         pad_token_id = self.whole.model.config.pad_token_id
         return hide_words(input_ids, phase.word_dropout, pad_token_id) if phase.word_dropout > 0 else input_ids
 
@@ -167,21 +172,6 @@ def asymmetric_loss(logits: Tensor, targets: Tensor, gamma_negative: float = 4.0
     present = targets * F.logsigmoid(logits)
     absent = (1 - targets) * shifted**gamma_negative * torch.log1p(-shifted)
     return -(present + absent).sum()
-
-
-def _side_by_side(labels: list[Tensor]) -> Tensor:
-    """Label sets [B, K, T] of different K and T -> one [B, sum of K, longest T]."""
-    longest = max(rows.shape[2] for rows in labels)
-    return torch.cat([F.pad(rows, (0, longest - rows.shape[2]), value=IGNORE_INDEX) for rows in labels], dim=1)
-
-
-def _apart(logits: Tensor | None, labels: Losses) -> Losses:
-    """Logits [B * sum of K, T, V] of label sets that were side by side -> those of each set [B, K, T, V]."""
-    if logits is None:
-        return {}
-    images, captions = len(next(iter(labels.values()))), [rows.shape[1] for rows in labels.values()]
-    parts = logits.unflatten(0, (images, sum(captions))).split(captions, dim=1)
-    return {name: part[:, :, : rows.shape[2]] for part, (name, rows) in zip(parts, labels.items(), strict=True)}
 
 
 def hide_words(input_ids: Tensor, share: float, pad_token_id: int) -> Tensor:

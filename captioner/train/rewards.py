@@ -91,12 +91,11 @@ def _words(texts: Iterable[str], finished: Sequence[bool]) -> list[list[str]]:
 def policy_gradient_loss(logits: Tensor, labels: Tensor, advantages: Tensor) -> Tensor:
     """Sum over captions of -advantage * log p(caption), the end of sequence included (Rennie et al. 2017, eq. 7).
 
-    `logits` [B, K, T, V] are scored against `labels` [B, K, T] as they stand; `advantages` are [B, K].
+    `logits` [N, V] are those of the N valid `labels` [B, K, T], in their order; `advantages` are [B, K].
     """
-    negative_log_likelihood = F.cross_entropy(
-        logits.flatten(0, 2).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-    )
-    return (advantages * negative_log_likelihood.view(labels.shape).sum(2)).sum()
+    valid = labels != IGNORE_INDEX
+    negative_log_likelihood = F.cross_entropy(logits.float(), labels[valid], reduction="none")
+    return (advantages[:, :, None].expand(labels.shape)[valid] * negative_log_likelihood).sum()
 
 
 def draw_captions(model: CaptionerForConditionalGeneration, encoder_hidden_states: Tensor, uniforms: Tensor) -> Tensor:
