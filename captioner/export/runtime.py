@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import onnxruntime
@@ -23,6 +23,13 @@ from captioner.infer.caption import Caption, ImageInput, Tag, Token, likely_tags
 from captioner.infer.defaults import options_with
 from captioner.infer.options import GenerationOptions, spelled
 from captioner.model.preprocessing import Preprocessing
+
+
+class Encoded(NamedTuple):
+    """Images as the decoder reads them: its cross-attention inputs by name, and tag logits [B, C]."""
+
+    states: dict[str, OrtValue]
+    tag_logits: np.ndarray
 
 
 class ExportedCaptioner:
@@ -124,12 +131,19 @@ class ExportedCaptioner:
 
     def caption(self, pixel_values: np.ndarray, options: GenerationOptions) -> list[Caption]:
         """Caption a batch of preprocessed images, float32 [B, 3, height, width]."""
-        longest = self.room(options)
+        self.room(options)
         if len(pixel_values) == 0:
             return []
-        states, tag_logits = self.encode(pixel_values)
+        return self.decode([self.encode(pixel_values)], options)
+
+    def decode(self, encoded: Sequence[Encoded], options: GenerationOptions) -> list[Caption]:
+        """Caption what was encoded, in one batch or several, together: a step of the decoder costs little more for them
+        all than for one of them."""
+        names = encoded[0].states
+        states = {name: _joined([images.states[name] for images in encoded]) for name in names}
+        tag_logits = np.concatenate([images.tag_logits for images in encoded])
         decoder = DecoderSteps(self.decoder, states)
-        found = search(decoder, len(pixel_values), options, longest, self.start, self.end)
+        found = search(decoder, len(tag_logits), options, self.room(options), self.start, self.end)
         tags = [likely_tags(row, self.tags, self.problem_type) for row in tag_logits]
         return [self._caption(group, seen) for group, seen in zip(found, tags, strict=True)]
 
@@ -137,13 +151,14 @@ class ExportedCaptioner:
         """How the tokenizer spells it, without the end of sequence."""
         return tuple(self.tokenizer.encode(text))
 
-    def encode(self, pixel_values: np.ndarray) -> tuple[dict[str, OrtValue], np.ndarray]:
-        """Pixels [B, 3, height, width] -> the decoder's cross-attention inputs by name, and tag logits [B, C]."""
+    def encode(self, pixel_values: np.ndarray) -> Encoded:
+        """Pixels [B, 3, height, width] -> what the decoder reads of them."""
         names = list(self.encoder.outputs)
         pixels = OrtValue.ortvalue_from_numpy(pixel_values)
         outputs = dict(zip(names, self.encoder.run(names, {"pixel_values": pixels}), strict=True))
         tag_logits = outputs.pop("tag_logits", None)
-        return outputs, np.empty((len(pixel_values), 0), np.float32) if tag_logits is None else tag_logits.numpy()
+        no_tags = np.empty((len(pixel_values), 0), np.float32)
+        return Encoded(outputs, no_tags if tag_logits is None else tag_logits.numpy())
 
     def _caption(self, found: list[Hypothesis], tags: tuple[Tag, ...] = ()) -> Caption:
         best, *others = found
@@ -245,6 +260,10 @@ class DecoderSteps:
         self.cross_states = {
             name: OrtValue.ortvalue_from_numpy(state.numpy()[images]) for name, state in self.cross_states.items()
         }
+
+
+def _joined(parts: list[OrtValue]) -> OrtValue:
+    return parts[0] if len(parts) == 1 else OrtValue.ortvalue_from_numpy(np.concatenate([x.numpy() for x in parts]))
 
 
 @contextmanager

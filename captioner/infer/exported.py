@@ -15,7 +15,7 @@ from captioner.infer.captioner import Captioner
 from captioner.infer.options import GenerationOptions
 
 try:
-    from captioner.export.runtime import ExportedCaptioner
+    from captioner.export.runtime import Encoded, ExportedCaptioner
 except ModuleNotFoundError as error:
     if error.name != "onnxruntime":
         raise
@@ -23,6 +23,10 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     import torch
+
+
+BATCHES_TOGETHER, IMAGES_TOGETHER = 4, 32
+"""How many are decoded together, in two halves: so many batches, or more than one only up to so many images."""
 
 
 class OnnxCaptioner(Captioner):
@@ -52,31 +56,52 @@ class OnnxCaptioner(Captioner):
 
 
 class OnnxCaptionStream:
-    """Captions the halves of a batch side by side, each with half the threads: a decoder's small steps keep few of them
-    busy. One image has all threads as long as no other is in the making."""
+    """Encodes the halves of a batch side by side, each with half the threads, and so decodes those of several batches:
+    a decoder's small steps keep few threads busy, and cost little more for many images than for few.
+    One image has all threads as long as no other is in the making."""
 
     def __init__(self, captioner: OnnxCaptioner, options: GenerationOptions) -> None:
         captioner.exported.room(options)  # what this model cannot do is said before the first batch
         self.captioner = captioner
         self.options = options
         self.pool = ThreadPoolExecutor(2)
-        self.running: deque[Future[list[Caption]]] = deque()
+        self.encoded: list[Future[Encoded]] = []
+        self.waiting = 0  # images of these, none of which is being decoded yet
+        self.decoded: deque[Future[list[Caption]]] = deque()
 
     def add(self, pixel_values: np.ndarray) -> list[Caption]:
-        is_alone = len(pixel_values) == 1 and not self.running
-        exported = self.captioner.exported if is_alone else self.captioner.on_half_the_threads
+        self.waiting += len(pixel_values)
+        exported = self._exported()
         for half in np.array_split(pixel_values, min(2, len(pixel_values))):
-            self.running.append(self.pool.submit(exported.caption, half, self.options))
+            self.encoded.append(self.pool.submit(exported.encode, half))
+        if self.waiting >= min(BATCHES_TOGETHER * len(pixel_values), IMAGES_TOGETHER):
+            self._decode()
         return self._captions(left=2)
 
     def finish(self) -> list[Caption]:
+        self._decode()
         captions = self._captions(left=0)
         self.pool.shutdown()
         return captions
 
+    def _exported(self) -> ExportedCaptioner:
+        is_alone = self.waiting == 1 and not self.decoded
+        return self.captioner.exported if is_alone else self.captioner.on_half_the_threads
+
+    def _decode(self) -> None:
+        exported, middle = self._exported(), len(self.encoded) // 2
+        for half in (self.encoded[:middle], self.encoded[middle:]):
+            if half:
+                self.decoded.append(self.pool.submit(self._decode_together, exported, half))
+        self.encoded, self.waiting = [], 0
+
+    def _decode_together(self, exported: ExportedCaptioner, encoded: list[Future[Encoded]]) -> list[Caption]:
+        """The pool works in turn: the encoders of these have begun before, and end without it."""
+        return exported.decode([images.result() for images in encoded], self.options)
+
     def _captions(self, left: int) -> list[Caption]:
-        """What is done by now, in turn; waits until no more than `left` halves are in the making."""
+        """What is done by now, in turn; waits until no more than `left` parts are being decoded."""
         captions: list[Caption] = []
-        while self.running and (len(self.running) > left or self.running[0].done()):
-            captions += self.running.popleft().result()
+        while self.decoded and (len(self.decoded) > left or self.decoded[0].done()):
+            captions += self.decoded.popleft().result()
         return captions

@@ -48,7 +48,10 @@ def graphs_of_the_export(exported: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_an_export_captions_as_its_model_does(model, exported, photos, options):
     expected = Captioner.from_pretrained(model, device="cpu")(photos, **options)
-    captions = Captioner.from_pretrained(exported)(photos, batch_size=3, **options)
+    captioner = Captioner.from_pretrained(exported)
+    captions = captioner(photos, batch_size=3, **options)
+    singly = captioner(photos, batch_size=1, **options)  # four are decoded together, and then the last
+    assert [caption.text for caption in singly] == [caption.text for caption in captions]
     assert len({caption.text for caption in expected}) > 1, "equal captions would hide a wrong order"
     assert any(caption.tags for caption in expected)
     for caption, true in zip(captions, expected, strict=True):
