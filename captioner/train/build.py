@@ -92,11 +92,16 @@ def _load_captioner(
     name: str, accelerator: Accelerator, **changes: Any
 ) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
     with accelerator.main_process_first():  # the others find what it downloaded
-        return load_model(*find_model(None if name == "bundled" else name), **changes)
+        return load_model(*find_pretrained(name), **changes)
 
 
 def _config_of(name: str) -> CaptionerConfig:
-    return CaptionerConfig.from_pretrained(find_model(None if name == "bundled" else name)[0])
+    return CaptionerConfig.from_pretrained(find_pretrained(name)[0])
+
+
+def find_pretrained(name: str) -> tuple[Path, str]:
+    """The folder and the name of a captioner that `pretrained` names."""
+    return find_model(None if name == "bundled" else name)
 
 
 def _take(

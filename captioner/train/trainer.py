@@ -19,6 +19,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from captioner.card import read_card, write_card
 from captioner.config import PhaseConfig, RunConfig, SourceConfig, Stretch
 from captioner.data.dataset import Batch, CaptionDataset, Place, TextDataset, load_batches
 from captioner.data.images import load_image
@@ -27,7 +28,7 @@ from captioner.metrics.score import score_captions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.train import checkpoint, sharding
 from captioner.train.averaging import WeightAverage
-from captioner.train.build import build_captioner
+from captioner.train.build import build_captioner, find_pretrained
 from captioner.train.data import TrainingData
 from captioner.train.features import cache_features
 from captioner.train.objectives import JointModel, Losses, Objectives
@@ -84,6 +85,8 @@ class Trainer:
             config, self.data.captions(), self._heads(teacher), self.accelerator, self.say
         )
         self.validation_set = self.data.validation_set(self.processor)
+        start = config.pretrained.captioner
+        self.card_of_start = read_card(*find_pretrained(start)) if start else None
         if found:
             self.model.load_state_dict(type(self.model).from_pretrained(self.last).state_dict())
         self.model.to(self.accelerator.device)
@@ -253,14 +256,14 @@ class Trainer:
             captions = caption_images(model, self.processor, dataset, self.config, self.accelerator, on_errors)
             scores = score_captions(captions, {row: dataset.samples[row].captions for row in captions}).corpus
             value = scores[self.config.validation.metric]
+            summary = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
             if self.progress.best is None or value >= self.progress.best:
                 self.progress.best = value
                 if self.accelerator.is_main_process:
-                    checkpoint.replace_folder(self.best, partial(self._write_model, model))
+                    checkpoint.replace_folder(self.best, partial(self._write_best, model, summary))
         self.progress.history.append({"phase": stretch.phase.name, "step": self.progress.global_step, **scores})
         self._log({"phase": stretch.phase.name, **{f"validation/{name}": value for name, value in scores.items()}})
         self._show(dataset, captions)
-        summary = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
         self.say(f"{stretch}: {summary} (best {self.progress.best:.4f})")
 
     def _datasets(self, phase: PhaseConfig) -> tuple[CaptionDataset | TextDataset, CaptionDataset]:
@@ -369,6 +372,23 @@ class Trainer:
     def _write_model(self, model: CaptionerForConditionalGeneration, folder: Path) -> None:
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+    def _write_best(self, model: CaptionerForConditionalGeneration, scores: str, folder: Path) -> None:
+        """A model folder and its card."""
+        self._write_model(model, folder)
+        size, images, others = model.num_parameters() / 1e6, len(self.data.train), len(self.validation_set)
+        text = f"""# {self.output_dir.name}
+
+An image captioner with {size:.1f} million parameters, which learnt from {images:,} images with `captioner train`. On
+{others:,} others it scores, with {self.config.validation.num_beams} beams: {scores}.
+
+```python
+from captioner import Captioner
+
+print(Captioner.from_pretrained("{self.best}")("photo.jpg").text)
+```
+"""
+        write_card(folder, text, self.card_of_start, self.config.pretrained.captioner or "")
 
     def _resume(self) -> None:
         """All but the weights, which the model has already."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -242,6 +243,9 @@ def test_a_training_starts_from_a_trained_captioner_its_words_and_its_preprocess
     assert trainer.processor.image_processor.to_dict() == best.processor.image_processor.to_dict()
     trainer.run()
     assert losses(tmp_path)[0] < losses(tmp_path / "run")[0] - 0.5
+    card = ModelCard.load(tmp_path / "best" / "README.md")
+    assert card.data.to_dict()["library_name"] == "captioner" and "learnt from 160" in card.text
+    assert f"CIDEr {trainer.progress.best:.4f}" in card.text and "# run\n" in card.text, "and the card of its start"
     with pytest.raises(CaptionerError, match=r"max_caption_tokens 17 is above the 16 positions of"):
         more = config.data.model_copy(update={"max_caption_tokens": 17})
         Trainer(config.model_copy(update={"data": more, "output_dir": str(tmp_path / "more")}), resume=False)
