@@ -111,10 +111,10 @@ def draw_captions(model: CaptionerForConditionalGeneration, encoder_hidden_state
     """
     numbers = uniforms.flatten(0, 1)
 
-    def draw(logits: Tensor, step: int) -> Tensor:
+    def draw(logits: Tensor, rows: Tensor, step: int) -> Tensor:
         cumulated = logits.float().softmax(-1).cumsum(-1)
         # The last sum can fall short of 1 by rounding: measured against it, a token of no probability is never drawn.
-        threshold = numbers[:, step, None] * cumulated[:, -1:]
+        threshold = numbers[rows, step, None] * cumulated[:, -1:]
         return torch.searchsorted(cumulated, threshold, right=True).clamp(max=cumulated.shape[-1] - 1)
 
     return _write(model, encoder_hidden_states, uniforms.shape[1], uniforms.shape[2], draw)
@@ -124,7 +124,7 @@ def most_probable_captions(
     model: CaptionerForConditionalGeneration, encoder_hidden_states: Tensor, max_tokens: int
 ) -> Tensor:
     """Greedy captions as labels [B, 1, T]."""
-    return _write(model, encoder_hidden_states, 1, max_tokens, lambda logits, step: logits.argmax(-1, keepdim=True))
+    return _write(model, encoder_hidden_states, 1, max_tokens, lambda logits, *_: logits.argmax(-1, keepdim=True))
 
 
 def _write(
@@ -132,21 +132,29 @@ def _write(
     encoder_hidden_states: Tensor,
     captions: int,
     max_tokens: int,
-    choose: Callable[[Tensor, int], Tensor],
+    choose: Callable[[Tensor, Tensor, int], Tensor],
 ) -> Tensor:
-    """K captions of every image, token by token: `choose` maps logits [B * K, V] and the step to ids [B * K, 1]."""
-    rows, device = len(encoder_hidden_states) * captions, encoder_hidden_states.device
-    tokens = torch.full((rows, 1), model.config.decoder_start_token_id, device=device)
-    labels = torch.full((rows, max_tokens), IGNORE_INDEX, device=device)
-    running = torch.ones(rows, dtype=torch.bool, device=device)
+    """K captions of every image, token by token: `choose` maps logits [N, V], their rows [N] among B * K and the step
+    to ids [N, 1]. Images whose captions have all ended are left out as soon as they are a quarter."""
+    device = encoder_hidden_states.device
+    rows = torch.arange(len(encoder_hidden_states) * captions, device=device)
+    tokens = torch.full((len(rows), 1), model.config.decoder_start_token_id, device=device)
+    labels = torch.full((len(rows), max_tokens), IGNORE_INDEX, device=device)
+    running = torch.ones(len(rows), dtype=torch.bool, device=device)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     for step in range(max_tokens):
         hidden_states = model.decoder(tokens, encoder_hidden_states, past_key_values=cache)
-        tokens = choose(model.lm_head(hidden_states)[:, -1], step)
-        labels[running, step] = tokens[running, 0]
+        tokens = choose(model.lm_head(hidden_states)[:, -1], rows, step)
+        labels[rows[running], step] = tokens[running, 0]
         running &= tokens[:, 0] != model.config.eos_token_id
-        if not running.any():
+        images = running.view(-1, captions).any(1)
+        if not images.any():
             break
+        if 4 * images.sum() <= 3 * len(images):
+            encoder_hidden_states, left = encoder_hidden_states[images], images.repeat_interleave(captions)
+            cache.cross_attention_cache.batch_select_indices(images)
+            cache.self_attention_cache.batch_select_indices(left)
+            rows, tokens, running = rows[left], tokens[left], running[left]
     return labels[:, : step + 1].view(-1, captions, step + 1)
 
 
