@@ -152,7 +152,7 @@ class CaptionDataset(Dataset):
         if self.augment is None:
             return torch.from_numpy(self.image_processor.preprocessing(image))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.default_rng((self.seed, epoch, index)).integers(2**31)))
+            torch.default_generator.manual_seed(int(np.random.default_rng((self.seed, epoch, index)).integers(2**31)))
             return torch.from_numpy(self.image_processor.preprocessing.normalize(self.augment(image)))
 
 
