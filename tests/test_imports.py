@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "card": {"errors"},
     "convert": {"hub", "card", "model", "errors"},
     "infer": {"hub", "data", "model", "errors", "export.runtime", "export.search", "export.format"},
-    "train": {"hub", "data", "model", "metrics", "infer.generation", "infer.options", "config", "errors"},
+    "train": {"hub", "card", "data", "model", "metrics", "infer.generation", "infer.options", "config", "errors"},
     "annotate": INFER_AND_BELOW,
     "export": INFER_AND_BELOW | {"card"},
     "serve": INFER_AND_BELOW,
