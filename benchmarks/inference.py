@@ -45,7 +45,7 @@ from captioner.convert import convert_model
 from captioner.data.images import load_image
 from captioner.export.onnx import export_model
 from captioner.infer.captioner import Captioner
-from captioner.infer.exported import OnnxCaptioner
+from captioner.infer.exported import BATCHES_TOGETHER, IMAGES_TOGETHER, OnnxCaptioner
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 END = "<|endoftext|>"
@@ -162,6 +162,12 @@ def step_bytes(model: CaptionerForConditionalGeneration, bytes_a_weight: int) ->
     return weights * bytes_a_weight
 
 
+def images_a_step(captioner: Captioner, batch_size: int) -> int:
+    """How many images a step of the decoder serves; exported, half of those that are decoded together."""
+    together = max(batch_size, min(BATCHES_TOGETHER * batch_size, IMAGES_TOGETHER))
+    return together // 2 if isinstance(captioner, OnnxCaptioner) else batch_size
+
+
 def encode(captioner: Captioner, pixel_values: np.ndarray) -> None:
     if isinstance(captioner, OnnxCaptioner):
         captioner.exported.encode(pixel_values)
@@ -189,7 +195,7 @@ def shares_of_the_limit(
     bytes_a_weight = (
         1 if isinstance(captioner, OnnxCaptioner) and captioner.exported.config["precision"] == "int8" else 4
     )
-    read = step_bytes(model, bytes_a_weight) * NEW_TOKENS * len(batches)
+    read = step_bytes(model, bytes_a_weight) * NEW_TOKENS * len(photos) / images_a_step(captioner, batch_size)
     return {
         "reading_ms_a_photo": round(1e3 * reading / len(photos), 1),
         "encoder_ms_a_photo": round(1e3 * encoding / len(photos), 1),
