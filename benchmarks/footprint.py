@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from captioner.config import PhaseConfig, RunConfig, load_config
+from captioner.config import Objective, PhaseConfig, RunConfig, load_config
 from captioner.model.build import build_model
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.train.objectives import JointModel
@@ -53,8 +53,12 @@ def footprint(config: RunConfig, phase: PhaseConfig, tokens: int) -> dict[str, f
     settings, data = config.model, config.data
     fields = settings.model_dump(exclude={"gradient_checkpointing", "resize_mode", "crop_pct", "contrastive_size"})
     images = config.optimization.batch_size
-    captions = {"captioning": data.captions_per_image, "reward": phase.reward.num_samples}
-    labels = {name: torch.zeros(images, captions[name], tokens).long() for name in phase.objectives.keys() & captions}
+    captions: dict[Objective, int] = {}
+    if "reward" in phase.objectives:
+        captions["reward"] = phase.reward.num_samples
+    if "captioning" in phase.objectives or not captions:  # other objectives are counted as captioning is
+        captions["captioning"] = data.captions_per_image
+    labels = {name: torch.zeros(images, count, tokens).long() for name, count in captions.items()}
     packed = pack_captions(labels, decoder_inputs=lambda labels: labels)
     with torch.device("meta"):
         model = build_model(CaptionerConfig(**fields, vocab_size=config.tokenizer.vocab_size))

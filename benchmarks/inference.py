@@ -45,7 +45,7 @@ from captioner.convert import convert_model
 from captioner.data.images import load_image
 from captioner.export.onnx import export_model
 from captioner.infer.captioner import Captioner
-from captioner.infer.exported import BATCHES_TOGETHER, IMAGES_TOGETHER, OnnxCaptioner
+from captioner.infer.exported import OnnxCaptioner, images_together
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 END = "<|endoftext|>"
@@ -164,8 +164,7 @@ def step_bytes(model: CaptionerForConditionalGeneration, bytes_a_weight: int) ->
 
 def images_a_step(captioner: Captioner, batch_size: int) -> int:
     """How many images a step of the decoder serves; exported, half of those that are decoded together."""
-    together = max(batch_size, min(BATCHES_TOGETHER * batch_size, IMAGES_TOGETHER))
-    return together // 2 if isinstance(captioner, OnnxCaptioner) else batch_size
+    return images_together(batch_size) // 2 if isinstance(captioner, OnnxCaptioner) else batch_size
 
 
 def encode(captioner: Captioner, pixel_values: np.ndarray) -> None:

@@ -151,7 +151,7 @@ class CaptionDataset(Dataset):
     def _pixels(self, image: Any, epoch: int, index: int) -> Tensor:
         if self.augment is None:
             return torch.from_numpy(self.image_processor.preprocessing(image))
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # and seed the CPU's generator alone: transforms draw from no other
             torch.default_generator.manual_seed(int(np.random.default_rng((self.seed, epoch, index)).integers(2**31)))
             return torch.from_numpy(self.image_processor.preprocessing.normalize(self.augment(image)))
 

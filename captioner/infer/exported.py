@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     import torch
 
 
-BATCHES_TOGETHER, IMAGES_TOGETHER = 4, 32
-"""How many are decoded together, in two halves: so many batches, or more than one only up to so many images."""
+def images_together(batch_size: int) -> int:
+    """How many images are decoded together, in two halves: those of four batches, or of more than one only up to 32."""
+    return max(batch_size, min(4 * batch_size, 32))
 
 
 class OnnxCaptioner(Captioner):
@@ -74,7 +75,7 @@ class OnnxCaptionStream:
         exported = self._exported()
         for half in np.array_split(pixel_values, min(2, len(pixel_values))):
             self.encoded.append(self.pool.submit(exported.encode, half))
-        if self.waiting >= min(BATCHES_TOGETHER * len(pixel_values), IMAGES_TOGETHER):
+        if self.waiting >= images_together(len(pixel_values)):
             self._decode()
         return self._captions(left=2)
 

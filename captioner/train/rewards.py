@@ -148,9 +148,10 @@ def _write(
         labels[rows[running], step] = tokens[running, 0]
         running &= tokens[:, 0] != model.config.eos_token_id
         images = running.view(-1, captions).any(1)
-        if not images.any():
+        going_on = int(images.sum())
+        if not going_on:
             break
-        if 4 * images.sum() <= 3 * len(images):
+        if 4 * going_on <= 3 * len(images):
             encoder_hidden_states, left = encoder_hidden_states[images], images.repeat_interleave(captions)
             cache.cross_attention_cache.batch_select_indices(images)
             cache.self_attention_cache.batch_select_indices(left)
