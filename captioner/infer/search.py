@@ -31,10 +31,12 @@ class Captions:
         lengths: [B], tokens of the sequences by now.
         tokens: [B, K], the newest.
         parents: [B, K], the caption of the step before that each goes on from.
+        ended: [B, K], captions that have their end, or none.
+        lost: [B, K], captions that have none: what they had allowed no next token.
         done: [B], images whose captions are complete.
     """
 
-    per_image: tuple[str, ...] = ("sequences", "log_probs", "lengths", "tokens", "parents", "ended", "done")
+    per_image: tuple[str, ...] = ("sequences", "log_probs", "lengths", "tokens", "parents", "ended", "lost", "done")
 
     def __init__(
         self, options: GenerationOptions, prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int
@@ -54,6 +56,7 @@ class Captions:
         self.tokens = prompt.new_zeros(images, self.count)
         self.parents = torch.arange(self.count, device=prompt.device).repeat(images, 1)
         self.ended = torch.zeros_like(self.tokens, dtype=torch.bool)
+        self.lost = torch.zeros_like(self.ended)
         self.done = self.ended.all(1)
         if options.seed is not None:
             self.generator = torch.Generator().manual_seed(options.seed)
@@ -66,9 +69,11 @@ class Captions:
         """
         scores = self.forbid(logits, self.sequences, self.lengths)
         self.tokens = self._draw(scores, most_steps) if self.options.do_sample else scores.argmax(-1)
-        log_probs = logits.log_softmax(-1).gather(-1, self.tokens[..., None])[..., 0]
-        self._write(self.sequences, self.tokens, self.log_probs, log_probs)
-        self.ended = self.ended | (self.tokens == self.end)
+        chosen = self.tokens[..., None]
+        is_lost = scores.gather(-1, chosen)[..., 0] == -torch.inf
+        self._write(self.sequences, self.tokens, self.log_probs, logits.log_softmax(-1).gather(-1, chosen)[..., 0])
+        self.lost = self.lost | is_lost & ~self.ended
+        self.ended = self.ended | is_lost | (self.tokens == self.end)
         self.lengths = (self.lengths + 1).clamp(max=self.full_length)
         self.done = self.done | self.ended.all(1) | (self.lengths == self.full_length)
 
@@ -93,7 +98,8 @@ class Captions:
             warpers.append(TopPLogitsWarper(float(options.top_p)))
         warped = warpers(None, scores.flatten(0, 1))
         if options.seed is None:
-            return torch.multinomial(warped.softmax(-1), 1).view(scores.shape[:2])
+            shares = warped.softmax(-1).nan_to_num(1.0)  # where all are forbidden, any
+            return torch.multinomial(shares, 1).view(scores.shape[:2])
         while len(self.noise) < min(most_steps, self.full_length - self.prompt_length):
             uniform = torch.rand(scores.shape[1:], generator=self.generator, dtype=torch.float64)
             self.noise.append(-torch.log(-torch.log(uniform.clamp(min=1e-300))).to(scores))
@@ -115,8 +121,7 @@ class Captions:
 
         What stands after an end of sequence is void.
         """
-        sequences = self.sequences[images, :, :-1]
-        return sequences, self.log_probs[images, :, :-1], torch.ones_like(sequences[..., 0], dtype=torch.bool)
+        return self.sequences[images, :, :-1], self.log_probs[images, :, :-1], ~self.lost[images]
 
 
 class Beams(Captions):

@@ -144,6 +144,28 @@ def test_tokens_that_the_model_cannot_take_are_refused(model, pixel_values, fiel
         generate(model, {"pixel_values": pixel_values[:1]}, GenerationOptions(**fields))
 
 
+@pytest.mark.parametrize(
+    "fields", [{"num_beams": 1}, {"num_beams": 2}, {"do_sample": True}, {"do_sample": True, "seed": 3}]
+)
+def test_rules_that_no_caption_keeps_are_an_error(model, pixel_values, fields):
+    everything = tuple((token,) for token in range(model.config.vocab_size))
+    with pytest.raises(CaptionerError, match="found no caption that keeps all the rules"):
+        generate(model, {"pixel_values": pixel_values[:2]}, GenerationOptions(banned_ids=everything, **fields))
+
+
+def test_a_draw_that_nothing_may_follow_is_left_out_and_the_others_stay(model, pixel_values):
+    options = {"do_sample": True, "seed": 3, "num_return_sequences": 20}
+    free = generate(model, {"pixel_values": pixel_values[:2]}, GenerationOptions(**options))
+    stuck = Counter(token for one in free[0] for token in one.token_ids).most_common()[-1][0]
+    nothing_after = tuple((stuck, token) for token in range(model.config.vocab_size))
+    kept = generate(model, {"pixel_values": pixel_values[:2]}, GenerationOptions(banned_ids=nothing_after, **options))
+    longest = model.config.max_position_embeddings
+    for before, after in zip(free, kept, strict=True):
+        possible = [one for one in before if stuck not in one.token_ids[: longest - 1]]
+        assert [one.token_ids for one in after] == [one.token_ids for one in possible]
+    assert len(kept[0]) < 20
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_log_probs_are_those_of_a_teacher_forced_pass(model, pixel_values, mode):
     torch.manual_seed(3)
