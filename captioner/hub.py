@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
     from captioner.model.processing_captioner import CaptionerProcessor
 
-HEADS = {"tags", "teacher_classes", "contrastive_size"}  # fields of the configuration that ask for one
+HEADS = {"tags": "heads.tags.", "teacher_classes": "heads.teacher.", "contrastive_size": "heads.contrastive."}
+"""Fields of the configuration that ask for a head, and where its weights are."""
 BUNDLED = Path(__file__).parent / "assets" / "default"
 
 
@@ -127,8 +128,7 @@ def load_model(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: timm, torch, sentencepiece
         raise CaptionerError(f"{name}: cannot be read as a model: {str(error).splitlines()[0]}") from error
     absent = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
-    if config_changes.keys() & HEADS:
-        absent = [name for name in absent if not name.startswith("heads.")]
-    if absent:  # transformers leaves these weights random
+    new_heads = tuple(HEADS[field] for field in HEADS.keys() & config_changes.keys())
+    if absent := [weight for weight in absent if not weight.startswith(new_heads)]:  # transformers leaves them random
         raise CaptionerError(f"{name}: weights missing or of another shape: {', '.join(absent[:5])}")
     return model, processor

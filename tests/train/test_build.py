@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from captioner.config import RunConfig
 from captioner.errors import CaptionerError
+from captioner.hub import load_model
 from captioner.infer.captioner import Captioner
 from captioner.train.trainer import Trainer, train
 
@@ -82,6 +84,10 @@ def test_a_pretrained_captioner_gets_a_tag_head_of_its_own_names(recipe: Recipe,
     values["output_dir"] = str(tmp_path / "other")
     others = Trainer(RunConfig.model_validate(values), resume=False).model
     assert not torch.equal(others.heads.tags.weight, known.heads.tags.weight)
+    weights = load_file(with_tags / "model.safetensors")
+    save_file({name: weights[name] for name in weights if "heads.tags" not in name}, with_tags / "model.safetensors")
+    with pytest.raises(CaptionerError, match=r"weights missing or of another shape: heads\.tags\.bias"):
+        load_model(with_tags, "damaged", contrastive_size=8)  # a new head does not excuse a lost one
 
 
 @pytest.mark.parametrize(
