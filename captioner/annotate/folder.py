@@ -196,10 +196,10 @@ class OutputFile:
         Raises:
             CaptionerError: the files cannot be written.
         """
-        captions, failures = self._places()
-        summary = Summary(len(captions), len(failures))
         whole, errors_whole = Path(f"{self.path}.tmp"), Path(f"{self.errors_path}.tmp")
         try:
+            captions, failures = self._places()
+            summary = Summary(len(captions), len(failures))
             with open_text(whole, "w") as file:
                 FORMATS[self.format_name](self._records(images(), captions), file)
             if summary.failed:
@@ -209,6 +209,8 @@ class OutputFile:
             else:
                 self.errors_path.unlink(missing_ok=True)  # an earlier run's
             os.replace(whole, self.path)
+        except FileNotFoundError as error:
+            raise CaptionerError(f"{error.filename}: gone; has another run written {self.path}?") from error
         except OSError as error:
             raise CaptionerError(f"{error.filename or self.path}: cannot be written: {error.strerror}") from error
         shutil.rmtree(self.folder)

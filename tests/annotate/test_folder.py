@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 
 from captioner import cli
 from captioner.annotate import pipeline
+from captioner.annotate.folder import OutputFile
 from captioner.infer import tuning
 from captioner.infer.captioner import Captioner
 from captioner.infer.trained import TorchCaptionStream
@@ -303,6 +305,18 @@ def test_a_journal_of_another_run_is_not_mixed_in(annotate, photos, monkeypatch)
         outcome = annotate(photos, "-o", "out.jsonl", *other)
         assert outcome.status == 2 and "left by a run with another model, precision or options" in outcome.err
     assert annotate(photos, "-o", "out.jsonl").status == 0
+
+
+def test_an_output_that_another_run_has_finished_meanwhile_is_left_to_it(annotate, photos, monkeypatch):
+    def close(sink: OutputFile) -> None:
+        sink.journal.close()
+        shutil.rmtree(sink.folder)
+        sink.path.write_text("the other run's")
+
+    monkeypatch.setattr(OutputFile, "close", close)
+    outcome = annotate(photos, "-o", "out.jsonl")
+    assert outcome == (2, "", "error: out.jsonl.part: gone; has another run written out.jsonl?\n")
+    assert Path("out.jsonl").read_text() == "the other run's"
 
 
 def test_many_images_are_captioned_as_a_probe_finds_fastest_and_a_resumed_run_as_it_began(
