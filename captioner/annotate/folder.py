@@ -194,7 +194,7 @@ class OutputFile:
         about 200 bytes.
 
         Raises:
-            CaptionerError: the files cannot be written.
+            CaptionerError: the files cannot be written, or the journals are gone: another run took them for its own.
         """
         whole, errors_whole = Path(f"{self.path}.tmp"), Path(f"{self.errors_path}.tmp")
         try:

@@ -98,7 +98,8 @@ class Captions:
             warpers.append(TopPLogitsWarper(float(options.top_p)))
         warped = warpers(None, scores.flatten(0, 1))
         if options.seed is None:
-            shares = warped.softmax(-1).nan_to_num(1.0)  # where all are forbidden, any
+            is_lost = warped.amax(-1, keepdim=True) == -torch.inf
+            shares = warped.masked_fill(is_lost, 0).softmax(-1)  # where all are forbidden, any is drawn
             return torch.multinomial(shares, 1).view(scores.shape[:2])
         while len(self.noise) < min(most_steps, self.full_length - self.prompt_length):
             uniform = torch.rand(scores.shape[1:], generator=self.generator, dtype=torch.float64)
