@@ -1,11 +1,12 @@
-"""The two graphs of an exported model, as torch modules.
+"""The two graphs of an exported model, as torch modules, and how attention is written in them.
 
 Shapes: B images, K captions an image, T tokens so far, P image tokens, L layers, H heads, D width, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from onnxscript import opset23
 from torch import Tensor, nn
 from torch.onnx import ops as onnx_ops
 
@@ -16,9 +17,13 @@ class EncoderGraph(nn.Module):
     """pixel_values [B, 3, height, width] -> keys and values of every decoder layer's cross-attention,
     2 L tensors [B, P, D], and tag logits [B, C] where the model has a tag head."""
 
+    STATES: ClassVar[tuple[str, ...]] = ("key", "value")
+    """What the encoder gives for a layer of the decoder."""
+
     def __init__(self, model: CaptionerForConditionalGeneration) -> None:
         super().__init__()
         self.encoder = model.encoder
+        self.num_heads = model.config.num_attention_heads
         self.projections: Any = nn.ModuleList(layer.get_submodule("cross_attn") for layer in model.decoder.layers)
         self.tags = model.heads.tags
 
@@ -26,8 +31,12 @@ class EncoderGraph(nn.Module):
         hidden_states = self.encoder(pixel_values=pixel_values).last_hidden_state
         outputs: list[Tensor] = []
         for projection in self.projections:
-            outputs += projection.kv_proj(hidden_states).chunk(2, dim=-1)
+            outputs += self.cross_states(projection.kv_proj(hidden_states))
         return (*outputs, self.tags(hidden_states)) if self.tags is not None else tuple(outputs)
+
+    def cross_states(self, projected: Tensor) -> list[Tensor]:
+        """What the decoder is to read of a layer's keys and values [B, P, 2 D]."""
+        return list(projected.chunk(2, dim=-1))
 
 
 class DecoderGraph(nn.Module):
@@ -40,6 +49,8 @@ class DecoderGraph(nn.Module):
     The layers are written out over [B, K, D], which leaves a step few operations beside its products. An image's K
     captions read its cross-attention keys and values uncopied. The position is T.
     """
+
+    STATES: ClassVar[tuple[str, ...]] = EncoderGraph.STATES
 
     def __init__(self, model: CaptionerForConditionalGeneration) -> None:
         super().__init__()
@@ -68,7 +79,8 @@ class DecoderGraph(nn.Module):
             context = self._attend(query, *new_states[own]).view(hidden_states.shape)
             hidden_states = hidden_states + layer.self_attn.out_proj(context)
             query = layer.cross_attn.q_proj(layer.cross_attn_norm(hidden_states))
-            hidden_states = hidden_states + layer.cross_attn.out_proj(self._attend(query, *cross_states[own]))
+            seen = cross_states[index * len(self.STATES) : (index + 1) * len(self.STATES)]
+            hidden_states = hidden_states + layer.cross_attn.out_proj(self.attend_to_image(query, seen))
             hidden_states = hidden_states + layer.mlp(layer.mlp_norm(hidden_states))
         logits = self.lm_head(self.decoder.norm(hidden_states))
         count = num_candidates.item()
@@ -77,7 +89,31 @@ class DecoderGraph(nn.Module):
         log_probs, token_ids = logits.log_softmax(-1).topk(count)
         return (logits, token_ids, log_probs, *new_states)
 
+    def attend_to_image(self, query: Tensor, states: list[Tensor]) -> Tensor:
+        """[B, K, D] over what the encoder gave for a layer -> [B, K, D]."""
+        return self._attend(query, *states)
+
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[N, T, D] over [N, S, D] -> [N, T, D]."""
         context, *_ = onnx_ops.attention(query, key, value, q_num_heads=self.num_heads, kv_num_heads=self.num_heads)
         return context
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """SDPA over [N, H, T, D / H] as ONNX's Attention over [N, T, D]: ONNX Runtime finds that these transposes undo the
+    model's own, and drops both."""
+    heads, key_heads = query.shape[1], key.shape[1]
+    op: Any = opset23  # lists become constants, which its types do not say
+    query, key, value = [op.Reshape(op.Transpose(x, perm=[0, 2, 1, 3]), [0, 0, -1]) for x in (query, key, value)]
+    options = {"scale": scale, "is_causal": is_causal, "q_num_heads": heads, "kv_num_heads": key_heads}
+    context, *_ = op.Attention(query, key, value, attn_mask, **options)
+    return op.Transpose(op.Reshape(context, [0, 0, heads, -1]), perm=[0, 2, 1, 3])

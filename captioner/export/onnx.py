@@ -4,8 +4,10 @@ Shapes: B images, K captions an image, T tokens so far, P image tokens, L layers
 """
 
 import json
+import logging
 import shutil
 import textwrap
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +19,6 @@ from torch import Tensor, nn
 from captioner.card import read_card, write_card
 from captioner.errors import CaptionerError
 from captioner.export.format import FORMAT_VERSION, MODEL_TYPE, is_export
-from captioner.export.graphs import DecoderGraph, EncoderGraph
 from captioner.hub import find_model, load_model, new_folder
 from captioner.infer.defaults import generation_defaults, options_with
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
@@ -30,8 +31,8 @@ try:
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
-    from onnxscript import opset23
 
+    from captioner.export import graphs, int8
     from captioner.export.runtime import DecoderSteps, ExportedCaptioner
 except ModuleNotFoundError as error:
     if error.name not in ("onnx", "onnxscript", "onnxruntime"):
@@ -73,7 +74,7 @@ def export_model(model: str | Path | None, output: Path, precision: str = "fp32"
         network, processor = load_model(folder, name)
         network.eval()
         _write_settings(partial, network, processor, name, precision)
-        _write_graphs(partial, network)
+        _write_graphs(partial, network, precision)
         for graph in ("encoder.onnx", "decoder.onnx"):
             _convert(partial / graph, precision)
         agreement = compare(network, ExportedCaptioner(partial, num_threads=torch.get_num_threads()))
@@ -114,28 +115,35 @@ def compare(model: CaptionerForConditionalGeneration, exported: ExportedCaptione
     return Agreement(float(difference), float((logits.argmax(-1) == expected.argmax(-1)).mean()))
 
 
-def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration) -> None:
-    """encoder.onnx and decoder.onnx, in fp32."""
+def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration, precision: str) -> None:
+    """encoder.onnx and decoder.onnx, weights in fp32."""
     config = model.config
     layers = config.num_hidden_layers
     pixel_values = torch.randn(2, 3, config.image_size, config.image_size)
-    encoder = EncoderGraph(model).eval()
+    form = int8 if precision == "int8" else graphs
+    encoder, decoder = form.EncoderGraph(model).eval(), form.DecoderGraph(model).eval()
     with torch.no_grad():
-        cross_states = list(encoder(pixel_values)[: 2 * layers])
+        cross_states = list(encoder(pixel_values)[: layers * len(encoder.STATES)])
     # Sizes of the example differ from each other and from 1: none is taken for another, or for a constant.
-    self_states = [torch.randn(4, 5, config.hidden_size) for _ in cross_states]
+    self_states = [torch.randn(4, 5, config.hidden_size) for _ in range(2 * layers)]
     token_ids = torch.ones(2, 3, dtype=torch.long)
     batch, captions = torch.export.Dim("batch"), torch.export.Dim("captions")
     past = torch.export.Dim("past", max=config.max_position_embeddings - 1)
-    states = [f"{part}_{index}" for index in range(layers) for part in ("key", "value")]
-    cross_names, self_names = [f"cross_{name}" for name in states], [f"self_{name}" for name in states]
+    cross_names = [f"cross_{part}_{index}" for index in range(layers) for part in encoder.STATES]
+    self_names = [f"self_{part}_{index}" for index in range(layers) for part in ("key", "value")]
     tag_names = ["tag_logits"] if config.tags else []
     _write_graph(
-        folder / "encoder.onnx", encoder, (pixel_values,), ["pixel_values"], cross_names + tag_names, ({0: batch},)
+        folder / "encoder.onnx",
+        encoder,
+        (pixel_values,),
+        ["pixel_values"],
+        cross_names + tag_names,
+        ({0: batch},),
+        form.attention,
     )
     _write_graph(
         folder / "decoder.onnx",
-        DecoderGraph(model).eval(),
+        decoder,
         (token_ids, torch.zeros_like(token_ids), torch.tensor(7), self_states, cross_states),
         ["input_ids", "rows", "num_candidates", *self_names, *cross_names],
         ["logits", "token_ids", "log_probs", *(f"new_{name}" for name in self_names)],
@@ -146,6 +154,7 @@ def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration) -> Non
             [{0: torch.export.Dim("rows"), 1: past}] * len(self_names),
             [{0: batch}] * len(cross_names),
         ),
+        form.attention,
     )
 
 
@@ -156,6 +165,7 @@ def _write_graph(
     inputs: list[str],
     outputs: list[str],
     dynamic_shapes: tuple[Any, ...],
+    attention: Callable[..., Any],
 ) -> None:
     try:
         torch.onnx.export(
@@ -167,32 +177,12 @@ def _write_graph(
             dynamic_shapes=dynamic_shapes,
             opset_version=OPSET,
             dynamo=True,
-            custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
+            custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: attention},
             external_data=False,
             verbose=False,
         )
     except (torch.onnx.errors.OnnxExporterError, ValueError) as error:  # ValueError: more than 2 GB
         raise CaptionerError(f"{path.stem} cannot be expressed in ONNX: {textwrap.shorten(str(error), 300)}") from error
-
-
-def _attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """SDPA over [N, H, T, D / H] as ONNX's Attention over [N, T, D]: ONNX Runtime finds that these transposes undo the
-    model's own, and drops both."""
-    heads, key_heads = query.shape[1], key.shape[1]
-    op: Any = opset23  # lists become constants, which its types do not say
-    query, key, value = [op.Reshape(op.Transpose(x, perm=[0, 2, 1, 3]), [0, 0, -1]) for x in (query, key, value)]
-    options = {"scale": scale, "is_causal": is_causal, "q_num_heads": heads, "kv_num_heads": key_heads}
-    context, *_ = op.Attention(query, key, value, attn_mask, **options)
-    return op.Transpose(op.Reshape(context, [0, 0, heads, -1]), perm=[0, 2, 1, 3])
 
 
 def _convert(path: Path, precision: str) -> None:
@@ -207,7 +197,11 @@ def _convert(path: Path, precision: str) -> None:
         whole.graph.ClearField("value_info")  # shapes are inferred anew: quantisation transposes weights
         add_pre_process_metadata(whole)  # what else that would do, torch's exporter did
         products = ["MatMul", "Gemm"]
-        quantize_dynamic(whole, path, products, per_channel=True, weight_type=QuantType.QInt8)
+        logging.disable(logging.WARNING)  # attention in int8 makes it warn of a model quantised before
+        try:
+            quantize_dynamic(whole, path, products, per_channel=True, weight_type=QuantType.QInt8)
+        finally:
+            logging.disable(logging.NOTSET)
     onnx.checker.check_model(path, full_check=True)
     opsets = {entry.domain: entry.version for entry in onnx.load(path).opset_import}
     if opsets[""] != OPSET:

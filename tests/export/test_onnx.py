@@ -27,7 +27,7 @@ from captioner.export.runtime import ExportedCaptioner  # noqa: E402
 def graphs_of_the_export(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is exported gets the graphs of the model, which saves the seconds of tracing."""
 
-    def copy(folder: Path, network: object) -> None:
+    def copy(folder: Path, network: object, precision: str) -> None:
         for name in ("encoder.onnx", "decoder.onnx"):
             shutil.copy(exported / name, folder)
 

@@ -1,0 +1,82 @@
+"""Attention of whole numbers is attention, nearly."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+for library in ("onnx", "onnxruntime", "onnxscript"):
+    pytest.importorskip(library, reason=f"an export is made for these tests: {library}, of 'captioner[export]'")
+
+import onnxruntime  # noqa: E402
+
+from captioner.export import int8  # noqa: E402
+from captioner.export import onnx as module  # noqa: E402
+from captioner.export.runtime import DecoderSteps, ExportedCaptioner  # noqa: E402
+from captioner.hub import load_model  # noqa: E402
+
+
+def error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Of the size of what is expected."""
+    return float(np.abs(actual - expected).mean() / np.abs(expected).mean())
+
+
+class Attention(nn.Module):
+    def __init__(self, mask: Tensor | None, scale: float | None) -> None:
+        super().__init__()
+        self.mask, self.scale = mask, scale
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, self.mask, scale=self.scale)
+
+
+@pytest.mark.parametrize(
+    ("spread", "mask", "scale", "tolerance"),
+    [
+        (1.0, None, None, 0.03),
+        (0.01, None, None, 0.03),  # a hundred tokens seen alike: a scale for all rows would leave each one bit
+        (2.0, None, 0.5, 0.05),  # few tokens seen
+        (1.0, torch.ones(100, 100).tril().bool(), None, 1e-5),
+    ],
+)
+def test_an_encoders_attention_is_what_it_was(tmp_path, spread, mask, scale, tolerance):
+    torch.manual_seed(0)
+    attention = Attention(mask, scale)
+    states = [spread * torch.randn(2, 3, 100, 16), spread * torch.randn(2, 3, 100, 16), torch.randn(2, 3, 100, 16)]
+    path, batch = tmp_path / "attention.onnx", torch.export.Dim("batch")
+    names = ["query", "key", "value"]
+    module._write_graph(path, attention, tuple(states), names, ["context"], ({0: batch},) * 3, int8.attention)
+    session = onnxruntime.InferenceSession(path)
+    (context,) = session.run(None, {name: state.numpy() for name, state in zip(names, states, strict=True)})
+    assert error(context, attention(*states).numpy()) < tolerance
+    zeros = [np.zeros((1, 3, 100, 16), np.float32)] * 3
+    assert not session.run(None, dict(zip(names, zeros, strict=True)))[0].any()
+
+
+def test_attention_to_images_is_what_it_was_for_one_caption_and_for_beams(model, exported, photos, tmp_path, caplog):
+    whole = shutil.copytree(exported, tmp_path / "whole")
+    network, _ = load_model(model, "model")
+    module._write_graphs(whole, network.eval(), "int8")  # weights are in fp32 still
+    token_ids = np.random.default_rng(0).integers(0, 20, (3, 4, 5))
+    logits: list[list[np.ndarray]] = []
+    for folder in (exported, whole):
+        captioner = ExportedCaptioner(folder)
+        size = captioner.preprocessing.image_size
+        states, _ = captioner.encode(np.random.default_rng(1).standard_normal((3, 3, size, size), dtype=np.float32))
+        for captions in (1, 4):
+            decoder, rows = DecoderSteps(captioner.decoder, states), np.arange(3)[:, None].repeat(captions, axis=1)
+            logits.append([])
+            for step in range(5):
+                logits[-1].append(decoder.logits(token_ids[:, :captions, step], rows))
+                rows = np.arange(3 * captions).reshape(3, captions)
+    for true, found in ((logits[0], logits[2]), (logits[1], logits[3])):
+        assert error(np.stack(found), np.stack(true)) < 0.015
+    kinds = {value.name: value.type for value in captioner.decoder.session.get_inputs()}
+    assert kinds["cross_key_0"] == kinds["cross_value_1"] == "tensor(int8)"
+    for graph in ("encoder.onnx", "decoder.onnx"):
+        module._convert(whole / graph, "int8")
+    assert ExportedCaptioner(whole)(photos[0], num_beams=3).text
+    assert "quantized" not in caplog.text, "attention in int8 is not a model quantised before"
