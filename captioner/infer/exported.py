@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 def images_together(batch_size: int) -> int:
-    """How many images are decoded together, in two halves: those of four batches, or of more than one only up to 32."""
-    return max(batch_size, min(4 * batch_size, 32))
+    """How many images are decoded together, in two halves: those of eight batches, or of more than one only up to 64."""
+    return max(batch_size, min(8 * batch_size, 64))
 
 
 class OnnxCaptioner(Captioner):
