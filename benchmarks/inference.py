@@ -46,7 +46,7 @@ from captioner.convert import convert_model
 from captioner.data.images import load_image
 from captioner.export.onnx import export_model
 from captioner.infer.captioner import Captioner
-from captioner.infer.exported import OnnxCaptioner, images_together
+from captioner.infer.exported import OnnxCaptioner, images_together, parts
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 END = "<|endoftext|>"
@@ -169,11 +169,10 @@ def images_a_step(captioner: Captioner, batch_size: int) -> int:
 
 
 def encode(captioner: Captioner, batches: list[np.ndarray]) -> None:
-    """As captioning does: exported, the halves of a batch side by side."""
+    """As captioning does: exported, two parts of a batch side by side."""
     if isinstance(captioner, OnnxCaptioner):
-        halves = [half for batch in batches for half in np.array_split(batch, min(2, len(batch)))]
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(captioner.on_half_the_threads.encode, halves))
+            list(pool.map(captioner.on_half_the_threads.encode, [part for batch in batches for part in parts(batch)]))
     else:
         with torch.inference_mode():
             for batch in batches:

@@ -33,6 +33,7 @@ try:
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     from captioner.export import graphs, int8
+    from captioner.export.rewrites import split_projections, untie
     from captioner.export.runtime import DecoderSteps, ExportedCaptioner
 except ModuleNotFoundError as error:
     if error.name not in ("onnx", "onnxscript", "onnxruntime"):
@@ -193,7 +194,8 @@ def _convert(path: Path, precision: str) -> None:
         onnx.save(half.model, path)
     if precision == "int8":
         whole = onnx.load(path)
-        _untie(whole.graph)
+        split_projections(OnnxModel(whole))
+        untie(whole.graph)
         whole.graph.ClearField("value_info")  # shapes are inferred anew: quantisation transposes weights
         add_pre_process_metadata(whole)  # what else that would do, torch's exporter did
         products = ["MatMul", "Gemm"]
@@ -206,15 +208,6 @@ def _convert(path: Path, precision: str) -> None:
     opsets = {entry.domain: entry.version for entry in onnx.load(path).opset_import}
     if opsets[""] != OPSET:
         raise CaptionerError(f"{path.stem} came out in opset {opsets['']}, not {OPSET}")
-
-
-def _untie(graph: onnx.GraphProto) -> None:
-    """Store the embedding a second time as the head reads it: quantised are products with stored weights alone."""
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in stored]:
-        weight = onnx.numpy_helper.to_array(stored[node.input[0]])
-        graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(weight.T), node.output[0]))
-        graph.node.remove(node)
 
 
 def _write_settings(

@@ -1,5 +1,6 @@
 """An exported folder in `Captioner`'s place: the same calls, computed by ONNX Runtime."""
 
+import math
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,8 +27,18 @@ if TYPE_CHECKING:
 
 
 def images_together(batch_size: int) -> int:
-    """How many images are decoded together, in two halves: those of eight batches, or of more than one only up to 64."""
+    """How many images are decoded together, in two halves: those of eight batches, but of several only up to 64."""
     return max(batch_size, min(8 * batch_size, 64))
+
+
+def half_the_threads() -> int:
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
+def parts(pixel_values: np.ndarray) -> list[np.ndarray]:
+    """A batch as it is encoded: two images a thread, of which more would overflow its cache, in two parts at least."""
+    count = max(2, math.ceil(len(pixel_values) / (2 * half_the_threads())))
+    return np.array_split(pixel_values, min(count, len(pixel_values)))
 
 
 class OnnxCaptioner(Captioner):
@@ -44,7 +55,7 @@ class OnnxCaptioner(Captioner):
 
     @cached_property
     def on_half_the_threads(self) -> ExportedCaptioner:
-        return ExportedCaptioner(self.folder, num_threads=max(1, (os.cpu_count() or 1) // 2))
+        return ExportedCaptioner(self.folder, num_threads=half_the_threads())
 
     def _token_ids(self, text: str) -> tuple[int, ...]:
         return self.exported.token_ids(text)
@@ -57,8 +68,8 @@ class OnnxCaptioner(Captioner):
 
 
 class OnnxCaptionStream:
-    """Encodes the halves of a batch side by side, each with half the threads, and so decodes those of several batches:
-    a decoder's small steps keep few threads busy, and cost little more for many images than for few.
+    """Encodes a batch two parts at a time, each with half the threads, and so decodes the halves of several batches: a
+    decoder's small steps keep few threads busy, and cost little more for many images than for few.
     One image has all threads as long as no other is in the making."""
 
     def __init__(self, captioner: OnnxCaptioner, options: GenerationOptions) -> None:
@@ -73,8 +84,8 @@ class OnnxCaptionStream:
     def add(self, pixel_values: np.ndarray) -> list[Caption]:
         self.waiting += len(pixel_values)
         exported = self._exported()
-        for half in np.array_split(pixel_values, min(2, len(pixel_values))):
-            self.encoded.append(self.pool.submit(exported.encode, half))
+        for part in parts(pixel_values):
+            self.encoded.append(self.pool.submit(exported.encode, part))
         if self.waiting >= images_together(len(pixel_values)):
             self._decode()
         return self._captions(left=2)

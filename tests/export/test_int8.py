@@ -11,10 +11,13 @@ from torch.nn import functional as F
 for library in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(library, reason=f"an export is made for these tests: {library}, of 'captioner[export]'")
 
+import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
+from onnxruntime.transformers.onnx_model import OnnxModel  # noqa: E402
 
 from captioner.export import int8  # noqa: E402
 from captioner.export import onnx as module  # noqa: E402
+from captioner.export.rewrites import split_projections  # noqa: E402
 from captioner.export.runtime import DecoderSteps, ExportedCaptioner  # noqa: E402
 from captioner.hub import load_model  # noqa: E402
 
@@ -80,3 +83,17 @@ def test_attention_to_images_is_what_it_was_for_one_caption_and_for_beams(model,
         module._convert(whole / graph, "int8")
     assert ExportedCaptioner(whole)(photos[0], num_beams=3).text
     assert "quantized" not in caplog.text, "attention in int8 is not a model quantised before"
+
+
+def test_projecting_queries_keys_and_values_apart_changes_nothing(exported):
+    before, after = onnx.load(exported / "encoder.onnx"), onnx.load(exported / "encoder.onnx")
+    split_projections(OnnxModel(after))
+    slices = [sum(node.op_type == "Slice" for node in encoder.graph.node) for encoder in (before, after)]
+    assert slices[0] > 0 and slices[1] == 0
+    (size,) = {value.type.tensor_type.shape.dim[2].dim_value for value in before.graph.input}
+    pixels = {"pixel_values": np.random.default_rng(0).standard_normal((2, 3, size, size), dtype=np.float32)}
+    expected, outputs = (
+        onnxruntime.InferenceSession(encoder.SerializeToString()).run(None, pixels) for encoder in (before, after)
+    )
+    for one, other in zip(expected, outputs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
