@@ -23,7 +23,6 @@ class EncoderGraph(nn.Module):
     def __init__(self, model: CaptionerForConditionalGeneration) -> None:
         super().__init__()
         self.encoder = model.encoder
-        self.num_heads = model.config.num_attention_heads
         self.projections: Any = nn.ModuleList(layer.get_submodule("cross_attn") for layer in model.decoder.layers)
         self.tags = model.heads.tags
 
@@ -50,8 +49,6 @@ class DecoderGraph(nn.Module):
     captions read its cross-attention keys and values uncopied. The position is T.
     """
 
-    STATES: ClassVar[tuple[str, ...]] = EncoderGraph.STATES
-
     def __init__(self, model: CaptionerForConditionalGeneration) -> None:
         super().__init__()
         self.decoder: Any = model.decoder
@@ -71,6 +68,7 @@ class DecoderGraph(nn.Module):
         position = torch.arange(past_length, past_length + 1)
         hidden_states = self.decoder.embed_tokens(input_ids) + self.decoder.embed_positions(position)
         new_states = [state.index_select(0, rows.flatten()) for state in self_states]
+        num_states = len(cross_states) // len(self.decoder.layers)
         for index, layer in enumerate(self.decoder.layers):
             own = slice(2 * index, 2 * index + 2)
             projected = layer.self_attn.qkv_proj(layer.self_attn_norm(hidden_states)).view(batch * captions, 1, -1)
@@ -79,7 +77,7 @@ class DecoderGraph(nn.Module):
             context = self._attend(query, *new_states[own]).view(hidden_states.shape)
             hidden_states = hidden_states + layer.self_attn.out_proj(context)
             query = layer.cross_attn.q_proj(layer.cross_attn_norm(hidden_states))
-            seen = cross_states[index * len(self.STATES) : (index + 1) * len(self.STATES)]
+            seen = cross_states[index * num_states : (index + 1) * num_states]
             hidden_states = hidden_states + layer.cross_attn.out_proj(self.attend_to_image(query, seen))
             hidden_states = hidden_states + layer.mlp(layer.mlp_norm(hidden_states))
         logits = self.lm_head(self.decoder.norm(hidden_states))
@@ -106,6 +104,7 @@ def attention(
     attn_mask: Any = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    *,
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:

@@ -37,8 +37,9 @@ class EncoderGraph(graphs.EncoderGraph):
         largest = torch.maximum(projected.amax(dim=1, keepdim=True), -projected.amin(dim=1, keepdim=True))
         scales = (largest / 127).clamp(min=SMALLEST)
         whole = (projected / scales).round().to(torch.int8)
+        num_heads = self.projections[0].num_heads
         (key, value), (key_scale, value_scale) = (
-            x.unflatten(-1, (2, self.num_heads, -1)).transpose(1, 3).unbind(2) for x in (whole, scales)
+            x.unflatten(-1, (2, num_heads, -1)).transpose(1, 3).unbind(2) for x in (whole, scales)
         )
         key = key.transpose(2, 3)
         return [key, key_scale, QUERY_ZERO * key.float().sum(dim=2, keepdim=True), value, value_scale]
@@ -46,8 +47,6 @@ class EncoderGraph(graphs.EncoderGraph):
 
 class DecoderGraph(graphs.DecoderGraph):
     """Reads what the encoder's graph gives."""
-
-    STATES = EncoderGraph.STATES
 
     def attend_to_image(self, query: Tensor, states: list[Tensor]) -> Tensor:
         key, key_scale, key_offset, value, value_scale = states
@@ -67,23 +66,14 @@ def _product(one: Tensor, other: Tensor) -> Tensor:
     return onnx_ops.symbolic("MatMulInteger", (one, other), dtype=torch.int32, shape=shape, version=10).float()
 
 
-def attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """SDPA over [N, H, T, D / H], of an encoder. What has a mask stays in fp32.
+def attention(query: Any, key: Any, value: Any, *options: Any, scale: float | None = None, **named: Any) -> Any:
+    """SDPA over [N, H, T, D / H], of an encoder. What has a mask, or another option, stays in fp32.
 
     Each row of probabilities has a scale of its own: where attention is spread over all tokens, the largest of all rows
     would leave it a bit or two.
     """
-    if attn_mask is not None or is_causal or enable_gqa:
-        return graphs.attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    if options or named:
+        return graphs.attention(query, key, value, *options, scale=scale, **named)
     op: Any = opset23  # lists become constants, which its types do not say
     query_scale = query.shape[-1] ** -0.5 if scale is None else scale
     # ONNX Runtime finds that these transposes undo the model's own, and drops both: those that are left move int8.

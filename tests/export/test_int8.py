@@ -63,6 +63,8 @@ def test_attention_to_images_is_what_it_was_for_one_caption_and_for_beams(model,
     whole = shutil.copytree(exported, tmp_path / "whole")
     network, _ = load_model(model, "model")
     module._write_graphs(whole, network.eval(), "int8")  # weights are in fp32 still
+    operators = [node.op_type for node in onnx.load(whole / "encoder.onnx").graph.node]
+    assert "MatMulInteger" in operators and "Attention" not in operators
     token_ids = np.random.default_rng(0).integers(0, 20, (3, 4, 5))
     logits: list[list[np.ndarray]] = []
     for folder in (exported, whole):
