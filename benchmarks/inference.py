@@ -1,14 +1,14 @@
 """Times captioning, JPEG files to captions in hand, against transformers' VisionEncoderDecoderModel, same weights.
 
-    CAPTIONER_FLICKR8K=folder python benchmarks/inference.py --peer transformers [--rounds 3]
+    CAPTIONER_FLICKR8K=folder python benchmarks/inference.py --peer transformers [--rounds 3] [--device cuda]
 
 The model: ViT-S/16 at 224 pixels and a GPT-2-style decoder of six layers, width 384 and GPT-2's vocabulary, with random
 weights, written by transformers and converted by `captioner convert`; 16 new tokens a caption, greedy and with 4 beams.
 The peer reads with Pillow and its own image processor and runs eagerly in fp32, at the best of its batch sizes. All
 sides go over the same photos in turn, one after another in each round; times are medians. Prints one JSON line a
 batch size and mode: photos a second, how many times the peer's, how many captions differ from the peer's, and what
-share each reaches of what the machine was measured to do: matrix products in the encoder, memory reads of the decoder's
-weights.
+share each reaches of what the machine was measured to do: matrix products of its precision in the encoder, memory reads
+of the decoder's weights. On a GPU ours runs in bf16, in batches of 64, where some captions differ.
 """
 
 import argparse
@@ -28,6 +28,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 import numpy as np
 import torch
 import transformers
+from onnx import helper, numpy_helper
+from onnxruntime import InferenceSession, SessionOptions
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,6 +47,7 @@ from transformers import (
 from captioner.convert import convert_model
 from captioner.data.images import load_image
 from captioner.export.onnx import export_model
+from captioner.hub import load_model
 from captioner.infer.captioner import Captioner
 from captioner.infer.exported import OnnxCaptioner, images_together, parts
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
@@ -52,8 +55,9 @@ from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 END = "<|endoftext|>"
 NEW_TOKENS = 16
 MODES = {"greedy": 1, "beams_4": 4}
-PEER_BATCHES = {8: (8, 16, 32), 1: (1,)}
-"""Batch sizes that the peer may choose from, by ours."""
+PEER_BATCHES: dict[str, dict[int, tuple[int, ...]]] = {"cpu": {8: (8, 16, 32), 1: (1,)}, "cuda": {64: (32, 64, 128)}}
+"""Batch sizes that the peer may choose from, by ours, by kind of device."""
+BYTES_A_WEIGHT = {"fp32": 4, "bf16": 2, "int8": 1}
 
 Run = Callable[[list[Path], int, int], list[list[str]]]
 """Photos, number of beams, batch size -> each caption's tokens."""
@@ -78,15 +82,15 @@ def write_peer(folder: Path) -> None:
         part.save_pretrained(folder)
 
 
-def peer(folder: Path) -> Run:
-    model = VisionEncoderDecoderModel.from_pretrained(folder, dtype=torch.float32).eval()
+def peer(folder: Path, device: torch.device) -> Run:
+    model = VisionEncoderDecoderModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
     processor, tokenizer = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
     def run(photos: list[Path], num_beams: int, batch_size: int) -> list[list[str]]:
         captions = []
         for start in range(0, len(photos), batch_size):
             images = [Image.open(photo).convert("RGB") for photo in photos[start : start + batch_size]]
-            pixel_values = processor(images, return_tensors="pt").pixel_values
+            pixel_values = processor(images, return_tensors="pt").pixel_values.to(device)
             with torch.inference_mode():
                 rows = model.generate(
                     pixel_values,
@@ -112,11 +116,16 @@ def ours(captioner: Captioner) -> Run:
 
 
 def time_sides(
-    sides: dict[str, Run], photos: list[Path], num_beams: int, batch_size: int, rounds: int
+    sides: dict[str, Run],
+    photos: list[Path],
+    num_beams: int,
+    batch_size: int,
+    peer_batches: tuple[int, ...],
+    rounds: int,
 ) -> dict[str, tuple[float, list[list[str]]]]:
     """Median seconds for all photos, and captions, of each side; the first round is warm-up."""
     runs = {name: (run, batch_size) for name, run in sides.items() if name != "peer"}
-    runs |= {f"peer {size}": (sides["peer"], size) for size in PEER_BATCHES[batch_size]}
+    runs |= {f"peer {size}": (sides["peer"], size) for size in peer_batches}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     captions: dict[str, list[list[str]]] = {}
     for _ in range(rounds + 1):
@@ -133,34 +142,68 @@ def best_of(function: Callable[[], Any], times: int = 5) -> float:
     def once() -> float:
         start = time.perf_counter()
         function()
+        synchronize()
         return time.perf_counter() - start
 
     function()
     return min(once() for _ in range(times))
 
 
-def measured_limits() -> tuple[float, float]:
-    """What the processor does at most in a second: floating-point operations of an fp32 product, bytes read."""
-    matrix, memory = torch.randn(2048, 2048), torch.ones(1 << 27)
-    return 2 * 2048**3 / best_of(lambda: matrix @ matrix), memory.nbytes / best_of(memory.sum)
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def onnx_product(operator: str, one: np.ndarray, other: np.ndarray) -> Callable[[], Any]:
+    """A product of matrices as an exported model computes it, `other` being its weights."""
+    kinds = one.dtype, np.dtype(np.int32 if operator == "MatMulInteger" else np.float32)
+    types, shapes = map(helper.np_dtype_to_tensor_dtype, kinds), (one.shape, (len(one), other.shape[1]))
+    given, product = map(helper.make_tensor_value_info, ("one", "product"), types, shapes)
+    node = helper.make_node(operator, ["one", "other"], ["product"])
+    graph = helper.make_graph([node], operator, [given], [product], [numpy_helper.from_array(other, "other")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    options = SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = InferenceSession(model.SerializeToString(), options)
+    return lambda: session.run(None, {"one": one})
+
+
+def measured_limits(device: torch.device) -> dict[str, float]:
+    """What the processor does at most in a second: operations of matrix products, by precision, and bytes read.
+
+    On a CPU as ONNX Runtime multiplies, since torch's eager products leave half of some processors idle.
+    """
+    memory = torch.ones(1 << 27, device=device)
+    limits = {"bytes": memory.nbytes / best_of(memory.sum)}
+    if device.type == "cpu":
+        generator, rows, columns = np.random.default_rng(0), 512, 2048
+        one, other = (generator.integers(0, 127, shape) for shape in ((rows, columns), (columns, rows)))
+        products = {
+            "fp32": onnx_product("MatMul", one.astype(np.float32), other.astype(np.float32)),
+            "int8": onnx_product("MatMulInteger", one.astype(np.uint8), other.astype(np.int8)),
+        }
+    else:
+        rows = columns = 8192
+        matrix = torch.randn(rows, columns, device=device, dtype=torch.bfloat16)
+        products = {"bf16": lambda: matrix @ matrix}
+    return limits | {name: 2 * rows * columns * rows / best_of(product) for name, product in products.items()}
 
 
 def encoder_flops(model: CaptionerForConditionalGeneration) -> int:
     """Floating-point operations of a photo's encoder and cross-attention keys and values."""
     size = model.config.image_size
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:  # packed layers are not counted
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         hidden_states = model.encoder(pixel_values=torch.zeros(1, 3, size, size)).last_hidden_state
         for layer in model.decoder.layers:
             layer.cross_attn.kv_proj(hidden_states)
     return counter.get_total_flops()
 
 
-def step_bytes(model: CaptionerForConditionalGeneration, bytes_a_weight: int) -> int:
-    """Bytes of the weights that a decoder step has to read: all but the embeddings, of which it reads a few rows, and
-    but what made the cross-attention's keys and values."""
+def step_weights(model: CaptionerForConditionalGeneration) -> int:
+    """How many weights a decoder step has to read: all but the embeddings, of which it reads a few rows, and but what
+    made the cross-attention's keys and values."""
     weights = sum(parameter.numel() for parameter in model.decoder.layers.parameters()) + model.lm_head.weight.numel()
-    weights -= sum(layer.cross_attn.kv_proj.weight.numel() for layer in model.decoder.layers)
-    return weights * bytes_a_weight
+    return weights - sum(layer.cross_attn.kv_proj.weight.numel() for layer in model.decoder.layers)
 
 
 def images_a_step(captioner: Captioner, batch_size: int) -> int:
@@ -176,13 +219,14 @@ def encode(captioner: Captioner, batches: list[np.ndarray]) -> None:
     else:
         with torch.inference_mode():
             for batch in batches:
-                captioner.model.encoder(pixel_values=torch.from_numpy(batch))
+                captioner.model.encoder(pixel_values=torch.from_numpy(batch).to(captioner.device, captioner.dtype))
 
 
 def shares_of_the_limit(
     captioner: Captioner,
+    precision: str,
     model: CaptionerForConditionalGeneration,
-    limits: tuple[float, float],
+    limits: dict[str, float],
     photos: list[Path],
     batch_size: int,
     seconds: float,
@@ -195,44 +239,52 @@ def shares_of_the_limit(
     reading = best_of(lambda: [captioner.preprocessing(load_image(photo)) for photo in photos], times=2)
     batches = [pixel_values[start : start + batch_size] for start in range(0, len(photos), batch_size)]
     encoding = best_of(lambda: encode(captioner, batches), times=2)
-    bytes_a_weight = (
-        1 if isinstance(captioner, OnnxCaptioner) and captioner.exported.config["precision"] == "int8" else 4
-    )
-    read = step_bytes(model, bytes_a_weight) * NEW_TOKENS * len(photos) / images_a_step(captioner, batch_size)
+    steps = NEW_TOKENS * len(photos) / images_a_step(captioner, batch_size)
+    read = step_weights(model) * BYTES_A_WEIGHT[precision] * steps
     return {
         "reading_ms_a_photo": round(1e3 * reading / len(photos), 1),
         "encoder_ms_a_photo": round(1e3 * encoding / len(photos), 1),
         "decoder_ms_a_photo": round(1e3 * (seconds - reading - encoding) / len(photos), 1),
-        "encoder_share_of_fp32_peak": round(encoder_flops(model) * len(photos) / encoding / limits[0], 2),
-        "decoder_share_of_bandwidth": round(read / (seconds - reading - encoding) / limits[1], 2),
+        "encoder_share_of_peak": round(encoder_flops(model) * len(photos) / encoding / limits[precision], 2),
+        "decoder_share_of_bandwidth": round(read / (seconds - reading - encoding) / limits["bytes"], 2),
     }
+
+
+def write_captioners(folder: Path, device: torch.device) -> dict[tuple[str, str], Captioner]:
+    """Ours with the peer's weights, by engine and precision."""
+    converted = folder / "converted"
+    convert_model(folder / "peer", converted)
+    if device.type != "cpu":
+        return {("torch", "bf16"): Captioner.from_pretrained(converted, device, "bf16")}
+    captioners = {("torch", "fp32"): Captioner.from_pretrained(converted, device, "fp32")}
+    for precision in ("fp32", "int8"):
+        export_model(converted, folder / precision, precision)
+        captioners["onnx", precision] = Captioner.from_pretrained(folder / precision)
+    return captioners
 
 
 def compare(folder: Path, photos: list[Path], options: argparse.Namespace) -> None:
     """Print a line for each batch size and mode."""
-    convert_model(folder / "peer", folder / "converted")
-    captioners = {"torch_fp32": Captioner.from_pretrained(folder / "converted", "cpu", "fp32")}
-    model = captioners["torch_fp32"].model
-    for precision in ("fp32", "int8"):
-        export_model(folder / "converted", folder / precision, precision)
-        captioners[f"onnx_{precision}"] = Captioner.from_pretrained(folder / precision)
-    limits = measured_limits()
-    print(json.dumps({"fp32_gflops": round(limits[0] / 1e9, 1), "read_gb_per_s": round(limits[1] / 1e9, 1)}))
-    sides = {"peer": peer(folder / "peer"), **{name: ours(captioner) for name, captioner in captioners.items()}}
-    for batch_size in PEER_BATCHES:
+    captioners = write_captioners(folder, options.device)
+    model, _ = load_model(folder / "converted", "converted")
+    limits = measured_limits(options.device)
+    print(json.dumps({f"giga_{name}_per_s": round(limit / 1e9, 1) for name, limit in limits.items()}))
+    sides = {"peer": peer(folder / "peer", options.device)}
+    sides |= {"_".join(name): ours(captioner) for name, captioner in captioners.items()}
+    for batch_size, peer_batches in PEER_BATCHES[options.device.type].items():
         for mode, num_beams in MODES.items():
-            results = time_sides(sides, photos, num_beams, batch_size, options.rounds)
+            results = time_sides(sides, photos, num_beams, batch_size, peer_batches, options.rounds)
             best_peer = min((name for name in results if name.startswith("peer")), key=lambda name: results[name][0])
             peer_seconds, expected = results[best_peer]
             line: dict[str, Any] = {"mode": mode, "batch_size": batch_size, "peer_at_its_best": best_peer}
             line["peer_photos_per_s"] = round(len(photos) / peer_seconds, 2)
-            for name, captioner in captioners.items():
-                seconds, captions = results[name]
-                line[name] = {
+            for (engine, precision), captioner in captioners.items():
+                seconds, captions = results[f"{engine}_{precision}"]
+                line[f"{engine}_{precision}"] = {
                     "photos_per_s": round(len(photos) / seconds, 2),
                     "ratio": round(peer_seconds / seconds, 2),
                     "captions_that_differ": sum(a != b for a, b in zip(captions, expected, strict=True)),
-                    **shares_of_the_limit(captioner, model, limits, photos, batch_size, seconds),
+                    **shares_of_the_limit(captioner, precision, model, limits, photos, batch_size, seconds),
                 }
             print(json.dumps(line), flush=True)
 
@@ -242,12 +294,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=["transformers"], default="transformers")
     parser.add_argument("--photos", type=Path, default=Path(default, "images") if default else None)
-    parser.add_argument("--count", type=int, default=64, help="photos to caption")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
+    parser.add_argument("--count", type=int, help="photos to caption: 64, on a GPU 512 unless told")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if options.photos is None:
         sys.exit("set CAPTIONER_FLICKR8K or give --photos")
-    photos = sorted(options.photos.glob("*.jpg"))[: options.count]
+    count = options.count or (64 if options.device.type == "cpu" else 512)
+    photos = sorted(options.photos.glob("*.jpg"))[:count]
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captioner.errors import CaptionerError
+from captioner.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from captioner.infer.captioner import Captioner
@@ -411,6 +412,7 @@ def _load_captioner(model: str | None, device: str, precision: str) -> "Captione
 
 def main() -> None:
     """Run the command line; a user's mistake costs one line on stderr and exit status 2."""
+    keep_freed_memory()
     try:
         app()
     except CaptionerError as error:

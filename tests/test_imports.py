@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 INFER_AND_BELOW = {"infer", "hub", "data", "model", "metrics", "config", "errors"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "memory": set(),
     "auto": {"model"},
     "config": {"errors"},
     "model": set(),  # save_pretrained copies these files beside a checkpoint: they stand alone
