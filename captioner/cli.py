@@ -388,9 +388,9 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _default_workers() -> int:
-    from captioner.infer.processes import this_process
+    from captioner.infer.processes import available_cores
 
-    return max(1, min(8, (os.cpu_count() or 1) // this_process().local_count))
+    return min(8, available_cores())
 
 
 def _load_captioner(model: str | None, device: str, precision: str) -> "Captioner":

@@ -1,7 +1,6 @@
 """An exported folder in `Captioner`'s place: the same calls, computed by ONNX Runtime."""
 
 import math
-import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -14,6 +13,7 @@ from captioner.errors import CaptionerError
 from captioner.infer.caption import Caption
 from captioner.infer.captioner import Captioner
 from captioner.infer.options import GenerationOptions
+from captioner.infer.processes import available_cores
 
 try:
     from captioner.export.runtime import Encoded, ExportedCaptioner
@@ -32,7 +32,7 @@ def images_together(batch_size: int) -> int:
 
 
 def half_the_threads() -> int:
-    return max(1, (os.cpu_count() or 1) // 2)
+    return max(1, available_cores() // 2)
 
 
 def parts(pixel_values: np.ndarray) -> list[np.ndarray]:
@@ -48,7 +48,7 @@ class OnnxCaptioner(Captioner):
         if str(device) not in ("auto", "cpu") or precision != "auto":
             raise CaptionerError(f"{name}: an exported model runs on the CPU, in the precision it was exported in")
         self.folder = folder
-        self.exported = ExportedCaptioner(folder)
+        self.exported = ExportedCaptioner(folder, num_threads=available_cores())
         self.preprocessing = self.exported.preprocessing
         self.defaults = self.exported.defaults
         self.name, self.precision = name, precision

@@ -63,5 +63,11 @@ def this_process() -> Process:
     return Process(_number(RANK, 0), _number(COUNT, 1), _number(LOCAL_RANK, 0), _number(LOCAL_COUNT, 1))
 
 
+def available_cores() -> int:
+    """Cores that this process may use: those it is bound to, shared with the launch's others on the machine."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, bound // this_process().local_count)
+
+
 def _number(names: tuple[str, ...], default: int) -> int:
     return next((int(os.environ[name]) for name in names if name in os.environ), default)

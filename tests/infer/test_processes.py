@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from captioner.infer import trained
-from captioner.infer.processes import Process, this_process
+from captioner.infer.processes import Process, available_cores, this_process
 
 
 @pytest.mark.parametrize("names", ["RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE", "PMI_RANK PMI_SIZE"])
@@ -55,6 +55,14 @@ def test_a_process_that_ends_early_is_noticed_by_those_that_wait_for_it() -> Non
     )
     assert first.communicate(timeout=60)[0].startswith("process 0 of 2 cannot meet the others: ")
     assert second.wait(60) == 9
+
+
+def test_processes_of_a_machine_share_the_cores_they_are_bound_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 4, 6, 8, 10}, raising=False)
+    assert available_cores() == 6
+    for processes, cores in (("4", 1), ("2", 3), ("8", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert available_cores() == cores
 
 
 def test_processes_of_a_machine_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
