@@ -4,6 +4,7 @@ Shapes: B images, K beams an image in G groups, V vocabulary.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,9 @@ class DiverseBeams(Captions):
         self.tokens = torch.cat([group.tokens for group in self.groups], dim=1)
         self.parents = torch.cat([group.parents + self.size * place for place, group in enumerate(self.groups)], dim=1)
         self.done = torch.stack([group.done for group in self.groups]).all(0)
+
+    def state(self) -> list[tuple[Any, str]]:
+        return super().state() + [attribute for group in self.groups for attribute in group.state()]
 
     def keep(self, images: Tensor) -> None:
         super().keep(images)

@@ -3,6 +3,8 @@
 Shapes: B images, K captions an image, T tokens of the prompt, M places for the tokens of a caption, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.generation import (
@@ -106,6 +108,10 @@ class Captions:
             self.noise.append(-torch.log(-torch.log(uniform.clamp(min=1e-300))).to(scores))
         steps = (self.lengths - self.prompt_length).clamp(max=len(self.noise) - 1)
         return (warped.view(scores.shape) + torch.stack(self.noise)[steps]).argmax(-1)
+
+    def state(self) -> list[tuple[Any, str]]:
+        """The tensors that a step replaces, as owner and attribute."""
+        return [(self, name) for name in self.per_image]
 
     def keep(self, images: Tensor) -> None:
         """Go on with these images alone."""

@@ -5,6 +5,7 @@ row, H heads, D width, V vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,6 +106,10 @@ class StepDecoder:
         self.steps += 1
         mask = self.visible[:, None, :, : self.slots.window]
         return self._logits(tokens.view(len(self.steps), -1), mask, self.prompt_length + steps).view(*tokens.shape, -1)
+
+    def state(self) -> list[tuple[Any, str]]:
+        """The tensors that a step replaces, as owner and attribute."""
+        return [(self, "visible"), (self, "steps")]
 
     def keep(self, images: Tensor) -> None:
         """Go on with these images alone."""

@@ -6,6 +6,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from captioner.errors import CaptionerError
+from captioner.infer import captured, generation
 from captioner.infer.generation import GenerationStream, Hypothesis, generate
 from captioner.infer.options import GenerationOptions
 from captioner.infer.step_decoder import StepDecoder
@@ -213,6 +214,54 @@ def test_images_that_take_the_places_of_others_get_the_captions_they_get_alone(m
     alone = [group for image in features.split(1) for group in stream(model, image, STREAMS[name], 1)]
     assert stream(model, features, STREAMS[name], batch_size=5) == alone
     assert stream(model, features, STREAMS[name], batch_size=1) == alone
+
+
+CAPTURED = STREAMS | {
+    "diverse": GenerationOptions(num_beams=4, num_beam_groups=2, diversity_penalty=0.5, num_return_sequences=4),
+    "forced": GenerationOptions(num_beams=4, force_words_ids=((5, 9),), num_return_sequences=2),
+}
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_a_step_that_is_captured_reads_and_writes_the_same_tensors_ever_after(model, name, monkeypatch):
+    features = 2 * torch.randn(43, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(4))
+    expected = stream(model, features, CAPTURED[name], batch_size=5)
+    replays = []
+
+    def capture(step):
+        owners = {id(owner): owner for owner, _ in step.__self__.state}.values()
+        layers = next(iter(owners)).cache.self_attention_cache.layers
+        as_captured = [(owner, dict(vars(owner))) for owner in (*owners, *layers)]
+
+        def replay() -> None:
+            for owner, attributes in as_captured:
+                vars(owner).update(attributes)  # a graph knows these tensors alone
+            step()
+            replays.append(step)
+
+        return replay
+
+    monkeypatch.setitem(captured.CAPTURES, "cpu", capture)
+    monkeypatch.setattr(generation, "CAPTURE_AFTER", 3)
+    assert stream(model, features, CAPTURED[name], batch_size=5) == expected
+    assert len(replays) > 20 or name == "one token"
+
+
+def test_a_step_that_cannot_be_captured_runs_as_before(model, monkeypatch, caplog):
+    features = 2 * torch.randn(43, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(4))
+    expected = stream(model, features, MODES["beams"], batch_size=5)
+
+    def capture(step):
+        for owner, attribute in step.__self__.state:
+            setattr(owner, attribute, None)  # as a capture does that got half-way
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be reported …")
+
+    monkeypatch.setitem(captured.CAPTURES, "cpu", capture)
+    monkeypatch.setattr(generation, "CAPTURE_AFTER", 3)
+    assert stream(model, features, MODES["beams"], batch_size=5) == expected
+    assert caplog.messages == [
+        "decoding launches its kernels one by one: operation not permitted when stream is capturing"
+    ]
 
 
 @pytest.mark.parametrize("name", ["greedy", "beams"])
