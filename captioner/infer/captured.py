@@ -12,16 +12,16 @@ import torch
 logger = logging.getLogger(__name__)
 
 
-def capture_cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
+def can_capture(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def capture(step: Callable[[], None]) -> Callable[[], None]:
     """Record the kernels that a step launches, without running them; what is returned runs them all."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # photos may be read and pinned meanwhile
         step()
     return graph.replay
-
-
-CAPTURES: dict[str, Callable[[Callable[[], None]], Callable[[], None]]] = {"cuda": capture_cuda_graph}
-"""By type of device, how steps are captured there."""
 
 
 class CapturedStep:
@@ -31,12 +31,7 @@ class CapturedStep:
     was, as the last part of the step.
     """
 
-    def __init__(
-        self,
-        step: Callable[[], None],
-        state: list[tuple[Any, str]],
-        capture: Callable[[Callable[[], None]], Callable[[], None]],
-    ) -> None:
+    def __init__(self, step: Callable[[], None], state: list[tuple[Any, str]]) -> None:
         """Capture `step`, which has run before and so needs no more memory that stays; `state` names the tensors that
         it replaces, as owner and attribute."""
         self.step = step

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from captioner.errors import CaptionerError
-from captioner.infer.captured import CAPTURES, CapturedStep
+from captioner.infer.captured import CapturedStep, can_capture
 from captioner.infer.diverse_beams import DiverseBeams
 from captioner.infer.forced_words import ForcedBeams, holds
 from captioner.infer.options import GenerationOptions
@@ -173,12 +173,11 @@ class _Decoding:
         """A token more for every caption."""
         if self.captured is not None:
             self.captured.replay()
-        elif self.taken < CAPTURE_AFTER or self.device.type not in CAPTURES:
+        elif self.taken < CAPTURE_AFTER or not can_capture(self.device):
             self._advance(max(self.steps[place] for place in self.images))
         else:
-            self._advance_like_the_oldest()
-            state = self.decoder.state() + self.captions.state()
-            self.captured = CapturedStep(self._advance_like_the_oldest, state, CAPTURES[self.device.type])
+            self._advance_at_full_length()
+            self.captured = CapturedStep(self._advance_at_full_length, self.decoder.state() + self.captions.state())
         self.steps = [steps + 1 for steps in self.steps]
         self.since_check += 1
         self.taken += 1
@@ -188,7 +187,7 @@ class _Decoding:
         logits = self.decoder.step(self.captions.tokens, self.captions.parents, oldest)
         self.captions.advance(logits, oldest + 1)
 
-    def _advance_like_the_oldest(self) -> None:
+    def _advance_at_full_length(self) -> None:
         """In memory for the longest captions there may be, which makes all such steps alike."""
         self._advance(self.longest - 1)
 
