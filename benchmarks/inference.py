@@ -33,6 +33,7 @@ from onnxruntime import InferenceSession, SessionOptions
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.utils.flop_counter import FlopCounterMode
+from training import matrix_multiply_peak, synchronize
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
@@ -149,11 +150,6 @@ def best_of(function: Callable[[], Any], times: int = 5) -> float:
     return min(once() for _ in range(times))
 
 
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def onnx_product(operator: str, one: np.ndarray, other: np.ndarray) -> Callable[[], Any]:
     """A product of matrices as an exported model computes it, `other` being its weights."""
     kinds = one.dtype, np.dtype(np.int32 if operator == "MatMulInteger" else np.float32)
@@ -175,17 +171,14 @@ def measured_limits(device: torch.device) -> dict[str, float]:
     """
     memory = torch.ones(1 << 27, device=device)
     limits = {"bytes": memory.nbytes / best_of(memory.sum)}
-    if device.type == "cpu":
-        generator, rows, columns = np.random.default_rng(0), 512, 2048
-        one, other = (generator.integers(0, 127, shape) for shape in ((rows, columns), (columns, rows)))
-        products = {
-            "fp32": onnx_product("MatMul", one.astype(np.float32), other.astype(np.float32)),
-            "int8": onnx_product("MatMulInteger", one.astype(np.uint8), other.astype(np.int8)),
-        }
-    else:
-        rows = columns = 8192
-        matrix = torch.randn(rows, columns, device=device, dtype=torch.bfloat16)
-        products = {"bf16": lambda: matrix @ matrix}
+    if device.type != "cpu":
+        return limits | {"bf16": matrix_multiply_peak(torch.bfloat16, device)}
+    generator, rows, columns = np.random.default_rng(0), 512, 2048
+    one, other = (generator.integers(0, 127, shape) for shape in ((rows, columns), (columns, rows)))
+    products = {
+        "fp32": onnx_product("MatMul", one.astype(np.float32), other.astype(np.float32)),
+        "int8": onnx_product("MatMulInteger", one.astype(np.uint8), other.astype(np.int8)),
+    }
     operations = 2 * rows * columns * rows
     return limits | {name: operations / best_of(product, times=50) for name, product in products.items()}
 

@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
 
     By default GNU's C library maps a large tensor anew each time, and the kernel clears its pages: in captioning and in
     training on a CPU, which make the same tensors over and over, that can take a third of the time and more. The price
-    is that the process keeps what it needed at most, and a tenth more. Other C libraries are left alone. See
+    is that the process keeps what it needed at most, and some more. Other C libraries are left alone. See
     mallopt(3).
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
