@@ -135,7 +135,7 @@ def tokenizer(
     output: Annotated[Path, typer.Argument(help="Folder to write tokenizer.model into.")],
     split: Annotated[str | None, typer.Option(help="Use this split only.")] = None,
     vocab_size: Annotated[int, typer.Option(min=8)] = 4000,
-    model_type: Annotated[str, typer.Option(help="unigram, bpe, char or word.")] = "unigram",
+    model_type: Annotated[str, typer.Option(help="bpe, unigram, char or word.")] = "bpe",
     lowercase: Annotated[bool, typer.Option(help="Fold case before splitting.")] = True,
 ) -> None:
     """Train a SentencePiece tokenizer on captions, in any script."""

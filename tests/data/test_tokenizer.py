@@ -47,6 +47,13 @@ def test_characters_never_seen_survive_as_bytes(model_type: str, tmp_path: Path)
     assert tokenizer.unk_token_id not in tokenizer(text).input_ids
 
 
+def test_a_frequent_word_is_one_token_though_it_begins_no_other(tmp_path: Path) -> None:
+    things = ["dog", "dogs", "boy", "boys", "bank", "band", "bats", "rats", "sand", "hand"]
+    captions = [f"a {one} and a {other}" for one in things for other in things]
+    tokenizer = trained(captions, tmp_path, vocab_size=320)
+    assert len(tokenizer("and").input_ids) == 2  # and the end of sequence
+
+
 def test_special_tokens_have_the_ids_that_the_model_counts_on(tmp_path: Path) -> None:
     tokenizer = trained(CAPTIONS["english"], tmp_path)
     special = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
