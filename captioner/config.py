@@ -94,7 +94,7 @@ class TokenizerConfig(Section):
     path: str | None = Field(None, description="A folder with a trained tokenizer; default: train one on the captions.")
     vocab_size: int = Field(4000, ge=8, le=1_000_000)
     model_type: Literal["unigram", "bpe", "char", "word"] = Field(
-        "bpe", description="unigram splits many a frequent word that begins no other (and: a + nd), whatever vocab_size."
+        "bpe", description="unigram splits many frequent words (and: a + nd), whatever vocab_size."
     )
     lowercase: bool = True
 
