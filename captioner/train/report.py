@@ -45,11 +45,13 @@ class Chart(NamedTuple):
     unit: str
     whole: str = "total"
     logarithmic: bool = False
+    validation: bool = False  # logged by validations, training steps otherwise
 
 
-SCORES = Chart("validation", "Validation scores", "score")
+SCORES = Chart("validation", "Validation scores", "score", validation=True)
 CHARTS = (
     SCORES,
+    Chart("validation_loss", "Validation loss", "nats a token", whole="captions", validation=True),
     Chart("loss", "Training loss", "loss"),
     Chart("reward", "Reward of drawn captions", "CIDEr-D", whole="mean"),
     Chart("rate", "Learning rates", "rate", logarithmic=True),
@@ -217,7 +219,7 @@ def _data_uri(image: Image.Image) -> str:
 
 def _chart(chart: Chart, keys: list[str], log: Log) -> str:
     """`keys` are the chart's lines; the line of the whole, whose key is the shortest, comes first."""
-    columns = [column for _, column in sorted((log.validation if chart is SCORES else log.training).items())]
+    columns = [column for _, column in sorted((log.validation if chart.validation else log.training).items())]
     names = {key: key.partition("/")[2] or chart.whole for key in keys}
     parts = [key for key in keys if key != chart.key]
     colors = {chart.key: "whole"} | {key: f"c{number % COLORS}" for number, key in enumerate(parts)}

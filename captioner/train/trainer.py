@@ -36,7 +36,7 @@ from captioner.train.phases import apply_phase, build_optimizer, set_modes, set_
 from captioner.train.report import ReportPhoto, write_report
 from captioner.train.rewards import SelfCritic
 from captioner.train.teacher import Teacher, load_classifier
-from captioner.train.validation import caption_images
+from captioner.train.validation import validate
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +253,7 @@ class Trainer:
         averaged = nullcontext() if self.average is None else self.average.in_place()
         with averaged, self.whole.gathered() as model:
             on_errors = partial(self._check_errors, self.config.data.validation)
-            captions = caption_images(model, self.processor, dataset, self.config, self.accelerator, on_errors)
+            captions, loss = validate(model, self.processor, dataset, self.config, self.accelerator, on_errors)
             scores = score_captions(captions, {row: dataset.samples[row].captions for row in captions}).corpus
             value = scores[self.config.validation.metric]
             summary = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
@@ -262,9 +262,10 @@ class Trainer:
                 if self.accelerator.is_main_process:
                     checkpoint.replace_folder(self.best, partial(self._write_best, model, summary))
         self.progress.history.append({"phase": stretch.phase.name, "step": self.progress.global_step, **scores})
-        self._log({"phase": stretch.phase.name, **{f"validation/{name}": value for name, value in scores.items()}})
+        named = {f"validation/{name}": value for name, value in scores.items()}
+        self._log({"phase": stretch.phase.name, "validation_loss": loss, **named})
         self._show(dataset, captions)
-        self.say(f"{stretch}: {summary} (best {self.progress.best:.4f})")
+        self.say(f"{stretch}: loss {loss:.4f}, {summary} (best {self.progress.best:.4f})")
 
     def _datasets(self, phase: PhaseConfig) -> tuple[CaptionDataset | TextDataset, CaptionDataset]:
         """Training and validation images, as cached trunk features where the trunk rests and nothing augments."""

@@ -1,7 +1,7 @@
 """What a model in training says of the validation images, each process captioning its share."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -12,20 +12,28 @@ from captioner.config import RunConfig
 from captioner.data.dataset import Batch, CaptionDataset, load_batches
 from captioner.infer.generation import generate
 from captioner.infer.options import GenerationOptions
-from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
+from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 
 
+class Validation(NamedTuple):
+    """Captions of the images by index, without those that cannot be read; and the `loss`, mean cross-entropy of
+    `captions_per_image` of their own captions, in nats a token."""
+
+    captions: dict[int, str]
+    loss: float
+
+
 @torch.inference_mode()
-def caption_images(
+def validate(
     model: CaptionerForConditionalGeneration,
     processor: CaptionerProcessor,
     dataset: CaptionDataset,
     config: RunConfig,
     accelerator: Accelerator,
     on_errors: Callable[[Batch], None],
-) -> dict[int, str]:
-    """Caption a data set; every process gets all the captions, by index, without the images that cannot be read."""
+) -> Validation:
+    """Caption a data set, and read its captions; every process gets the whole."""
     settings = config.validation
     model.eval()
     options = GenerationOptions(num_beams=settings.num_beams, max_new_tokens=config.data.max_caption_tokens)
@@ -33,12 +41,17 @@ def caption_images(
     batches = [share[i : i + settings.batch_size] for i in range(0, len(share), settings.batch_size)]
     loader = load_batches(dataset, batches, config.data.num_workers)
     quiet = None if accelerator.is_main_process else True  # None: a bar on a terminal only
-    captions = []
+    captions: list[tuple[int, str]] = []
+    losses: list[tuple[float, int]] = []
     for rows, batch in zip(batches, tqdm(loader, "validation", disable=quiet, leave=False), strict=True):
         on_errors(batch)
         with accelerator.autocast():
-            encoded = model.encoder(**batch.to(accelerator.device).encoder_inputs)
+            batch = batch.to(accelerator.device)
+            encoded = model.encoder(**batch.encoder_inputs)
+            loss = model(encoder_outputs=encoded, labels=batch.labels, num_items_in_batch=1).loss
             hypotheses = generate(model, {"encoder_outputs": encoded}, options)
         texts = processor.tokenizer.batch_decode([best.token_ids for best, *_ in hypotheses])
+        losses.append((float(loss), int((batch.labels != IGNORE_INDEX).sum())))
         captions += [pair for row, pair in enumerate(zip(rows, texts, strict=True)) if row not in batch.errors]
-    return dict(sorted(cast(list[tuple[int, str]], gather_object(captions))))
+    total, tokens = map(sum, zip(*gather_object(losses), strict=True))
+    return Validation(dict(sorted(gather_object(captions))), total / max(tokens, 1))

@@ -24,9 +24,9 @@ ROOT = Path(__file__).parents[2]
 Recipe = Callable[..., RunConfig]
 
 
-def losses(run: Path) -> list[float]:
+def losses(run: Path, key: str = "loss") -> list[float]:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line[key] for line in lines if key in line]
 
 
 def launch(arguments: list[str], processes: int = 1) -> subprocess.Popen:
@@ -112,6 +112,8 @@ def test_two_processes_learn_as_one_with_the_doubled_batch(shapes: Path, tmp_pat
     finish(pair)
     assert len(losses(one)) == 10
     assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+    assert len(losses(one, "validation_loss")) == 2
+    assert losses(two, "validation_loss") == pytest.approx(losses(one, "validation_loss"), abs=1e-4)
 
 
 def test_a_split_batch_gives_the_gradient_of_the_whole(recipe: Recipe) -> None:
