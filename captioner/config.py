@@ -343,7 +343,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _a_pretrained_captioner_brings_its_own_shape(self) -> "RunConfig":
-        own = {"dropout", "gradient_checkpointing", "contrastive_size"}
+        own = {"dropout", "gradient_checkpointing", "contrastive_size", "image_size"}
         given = [f"model.{name}" for name in sorted(self.model.model_fields_set - own)]
         tokenizer = [f"tokenizer.{name}" for name in sorted(self.tokenizer.model_fields_set)]
         if self.pretrained.decoder and tokenizer:

@@ -7,7 +7,7 @@ from pathlib import Path
 import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from .configuration_captioner import CaptionerConfig
 from .encoder import create_trunk
@@ -46,6 +46,13 @@ def load_trunk(model: CaptionerForConditionalGeneration, weights: str) -> list[s
     return left
 
 
+def change_image_size(model: CaptionerForConditionalGeneration, image_size: int) -> None:
+    """Make a captioner one for images of another size, its trunk's position embeddings resampled."""
+    trunk = model.encoder.trunk
+    model.config.image_size = image_size
+    trunk.model = _trunk_with(model.config, trunk.model.state_dict())
+
+
 def names_timm_model(name: str) -> bool:
     """Whether timm has this model, be it with a tag for its weights (`resnet50.a1_in1k`) or without."""
     return bool(timm.is_model(name.partition(".")[0]))
@@ -57,7 +64,6 @@ def _classifier_of(trunk: nn.Module) -> tuple[str, ...]:
 
 
 def _trunk_from_file(config: CaptionerConfig, path: Path, heads: tuple[str, ...]) -> tuple[nn.Module, list[str]]:
-    """timm's own loader does the work: position embeddings of another image size fit themselves."""
     if path.suffix != ".safetensors" or not path.is_file():
         raise ValueError(f"encoder weights {path}: not an existing .safetensors file")
     try:
@@ -66,14 +72,19 @@ def _trunk_from_file(config: CaptionerConfig, path: Path, heads: tuple[str, ...]
         raise ValueError(f"encoder weights {path} cannot be read: {error}") from error
     left = sorted(name for name in weights if name.rpartition(".")[0] in heads)
     body = {name: tensor for name, tensor in weights.items() if name not in left}
-    # A file of no classes, as the trunk has none, is loaded strictly. Else timm lets a file of another model pass for
-    # one with a new head, and leaves the trunk random.
-    overlay = {"state_dict": body, "num_classes": 0, "label_offset": 0}
     try:
-        return create_trunk(config, pretrained=True, pretrained_cfg_overlay=overlay), left
+        return _trunk_with(config, body), left
     except (RuntimeError, KeyError) as error:
         reason = textwrap.shorten(str(error), 300)
         raise ValueError(f"encoder weights {path} do not fit {config.encoder_name}: {reason}") from error
+
+
+def _trunk_with(config: CaptionerConfig, weights: dict[str, Tensor]) -> nn.Module:
+    """timm's own loader does the work: position embeddings of another image size fit themselves."""
+    # Weights of no classes, as the trunk has none, are loaded strictly. Else timm lets those of another model pass for
+    # one with a new head, and leaves the trunk random.
+    overlay = {"state_dict": weights, "num_classes": 0, "label_offset": 0}
+    return create_trunk(config, pretrained=True, pretrained_cfg_overlay=overlay)
 
 
 def build_image_processor(

@@ -10,7 +10,7 @@ from captioner.config import RunConfig
 from captioner.data.tokenizer import train_tokenizer
 from captioner.errors import CaptionerError
 from captioner.hub import find_model, load_model
-from captioner.model.build import build_image_processor, build_model, load_trunk, names_timm_model
+from captioner.model.build import build_image_processor, build_model, change_image_size, load_trunk, names_timm_model
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
@@ -60,6 +60,9 @@ def _whole(
     longest, positions = config.data.max_caption_tokens, model.config.max_position_embeddings
     if longest > positions:
         raise CaptionerError(f"data.max_caption_tokens {longest} is above the {positions} positions of {name}")
+    if "image_size" in config.model.model_fields_set:
+        _change_image_size(model, config.model.image_size, name, say)
+        processor.image_processor.image_size = config.model.image_size
     say(f"captioner from {name}" + (f"; its heads as the recipe has them: {', '.join(heads)}" if heads else ""))
     return processor, model
 
@@ -79,7 +82,9 @@ def _from_parts(
                 left = load_trunk(model, encoder)
             say(f"trunk from {encoder}: all of it loaded; left there: {', '.join(left) or 'nothing'}")
         elif encoder:
-            _take(model, _load_captioner(encoder, accelerator)[0], "encoder.", encoder, say)
+            whole, _ = _load_captioner(encoder, accelerator)
+            _change_image_size(whole, settings.image_size, encoder, say)
+            _take(model, whole, "encoder.", encoder, say)
     except (ValueError, RuntimeError) as error:
         raise CaptionerError(f"model: {error}") from error
     if donor and decoder:
@@ -102,6 +107,17 @@ def _config_of(name: str) -> CaptionerConfig:
 def find_pretrained(name: str) -> tuple[Path, str]:
     """The folder and the name of a captioner that `pretrained` names."""
     return find_model(None if name == "bundled" else name)
+
+
+def _change_image_size(model: CaptionerForConditionalGeneration, image_size: int, name: str, say: Say) -> None:
+    before = model.config.image_size
+    if image_size == before:
+        return
+    try:
+        change_image_size(model, image_size)
+    except (ValueError, RuntimeError) as error:
+        raise CaptionerError(f"model.image_size {image_size}: {name} has {before}: {error}") from error
+    say(f"{name} reads images of {image_size} pixels in place of {before}")
 
 
 def _take(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
 
 from captioner.config import RunConfig
 from captioner.errors import CaptionerError
@@ -52,6 +53,27 @@ def test_a_run_is_an_encoder_to_start_from_whatever_dots_its_name_has(
     donor = Captioner.from_pretrained(dotted).model.encoder.state_dict()
     found = Trainer(recipe(f"pretrained={{encoder: {dotted}}}"), resume=False).model.encoder.state_dict()
     assert all(torch.equal(tensor, found[name]) for name, tensor in donor.items())
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "encoder"])
+def test_what_is_trained_learns_on_with_images_of_another_size(recipe: Recipe, run: Path, whole: bool) -> None:
+    values = recipe(TINY_PHASE, "model.image_size=48").model_dump(exclude_unset=True)
+    if whole:
+        values |= {"model": {"image_size": 48}, "pretrained": str(run)}
+        values.pop("tokenizer")
+    else:
+        values["pretrained"] = {"encoder": str(run)}
+    expected = Captioner.from_pretrained(run).model.encoder.state_dict()
+    position_embeddings = expected["trunk.model.pos_embed"]
+    expected["trunk.model.pos_embed"] = resample_abs_pos_embed(position_embeddings, (6, 6), (4, 4))
+    trainer = Trainer(RunConfig.model_validate(values), resume=False)
+    found = trainer.model.encoder.state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)
+    trainer.run()
+    learnt = Captioner.from_pretrained(trainer.output_dir)
+    assert learnt.model.config.image_size == learnt.preprocessing.image_size == 48
+    assert learnt.model.encoder.state_dict()["trunk.model.pos_embed"].shape == (1, 37, 64)
 
 
 def test_words_learnt_first_serve_the_captions_after(recipe: Recipe, tmp_path: Path) -> None:
