@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .configuration_captioner import CaptionerConfig
-from .encoder import create_trunk
+from .encoder import create_timm_model, create_trunk
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerImageProcessor
 
@@ -47,10 +47,15 @@ def load_trunk(model: CaptionerForConditionalGeneration, weights: str) -> list[s
 
 
 def change_image_size(model: CaptionerForConditionalGeneration, image_size: int) -> None:
-    """Make a captioner one for images of another size, its trunk's position embeddings resampled."""
+    """Make a captioner one for images of another size, its trunk's position embeddings resampled.
+
+    Raises:
+        ValueError, RuntimeError: timm's trunk does not take images of that size, or its weights do not fit them.
+    """
     trunk = model.encoder.trunk
     model.config.image_size = image_size
-    trunk.model = _trunk_with(model.config, trunk.model.state_dict())
+    drawn = create_timm_model(model.config).state_dict()  # has a place in timm's loader for a pooling that was cut off
+    trunk.model = _trunk_with(model.config, drawn | trunk.model.state_dict())
 
 
 def names_timm_model(name: str) -> bool:

@@ -91,24 +91,29 @@ def create_trunk(config: CaptionerConfig, name: str | None = None, **kwargs: Any
     Raises:
         ValueError: `encoder_kwargs` has a key that the model does not know.
     """
+    trunk = create_timm_model(config, name, **kwargs)
+    # A head that never runs would leave parameters without gradients, which data-parallel training refuses.
+    trunk.reset_classifier(0, "")
+    for head in ("fc_norm", "head"):
+        if hasattr(trunk, head):
+            setattr(trunk, head, nn.Identity())
+    return trunk
+
+
+def create_timm_model(config: CaptionerConfig, name: str | None = None, **kwargs: Any) -> Any:
+    """The timm model that `create_trunk` cuts: of no classes, its pooling still in place."""
     name = name or config.encoder_name
     arguments = {"num_classes": 0, **config.encoder_kwargs, **kwargs}
     if config.encoder_layer_norm_eps is not None:
         arguments["norm_layer"] = partial(nn.LayerNorm, eps=config.encoder_layer_norm_eps)
     try:
         # At once, not resized after loading: position embeddings would pass through the trunk's own size and blur.
-        trunk = timm.create_model(name, **{"img_size": config.image_size, **arguments})
+        return timm.create_model(name, **{"img_size": config.image_size, **arguments})
     except TypeError:  # a CNN, which takes images of any size
         try:
-            trunk = timm.create_model(name, **arguments)
+            return timm.create_model(name, **arguments)
         except TypeError as error:
             raise ValueError(f"encoder_kwargs of {name}: {error}") from error
-    # A head that never runs would leave parameters without gradients, which data-parallel training refuses.
-    trunk.reset_classifier(0, "")
-    for name in ("fc_norm", "head"):
-        if hasattr(trunk, name):
-            setattr(trunk, name, nn.Identity())
-    return trunk
 
 
 class CaptionerEncoder(nn.Module):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch.testing import assert_close
 
-from captioner.model.build import build_image_processor, build_model, load_trunk
+from captioner.model.build import build_image_processor, build_model, change_image_size, load_trunk
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
@@ -81,6 +81,29 @@ def test_position_embeddings_of_another_image_size_are_resampled(vit_file: Path)
     assert_close(large.pop("pos_embed"), expected)
     small.pop("pos_embed")
     assert_close(large, small, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("test_efficientnet", {}),
+        ("vit_tiny_patch16_224", VIT),
+        ("vit_base_patch16_siglip_224", VIT),  # pools with attention
+        ("vit_small_patch14_dinov2", {**VIT, "dynamic_img_size": True}),
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}),
+    ],
+)
+def test_a_captioner_for_images_of_another_size_keeps_all_else(name: str, kwargs: dict[str, object]) -> None:
+    model = build_model(config(name, **kwargs)).eval()
+    before = trunk_weights(model)
+    change_image_size(model, 64)
+    after = trunk_weights(model)
+    assert model.config.image_size == 64
+    assert after.keys() == before.keys()
+    resampled = {key for key in before if before[key].shape != after[key].shape}
+    assert resampled <= {"pos_embed"}
+    assert all(torch.equal(before[key], after[key]) for key in before.keys() - resampled)
+    assert model.encoder(torch.zeros(1, 3, 64, 64)).last_hidden_state.isfinite().all()
 
 
 @pytest.mark.parametrize(
