@@ -338,6 +338,18 @@ def convert(
     print(f"{output}: logits within {convert_model(source, output):.1e} of those of {source}")
 
 
+@app.command()
+def average(
+    models: Annotated[list[str], typer.Argument(help="Two or more of: folder, Hub id, `default`: the bundled model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; it must not exist.")],
+) -> None:
+    """Write the model whose weights are the mean of several, which were trained from the same start."""
+    from captioner.average import average_models
+
+    average_models([None if model == "default" else model for model in models], output)
+    print(f"{output}: the mean of {', '.join(models)}")
+
+
 def _print_estimate(estimate: "Estimate") -> None:
     from rich.console import Console
     from rich.table import Table

@@ -1,0 +1,62 @@
+"""Averages the weights of several trainings of one model, such as the ends of a learning rate's cycles."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from captioner.card import read_card, write_card
+from captioner.errors import CaptionerError
+from captioner.hub import find_model, load_model, new_folder
+
+
+def average_models(sources: Sequence[str | Path | None], output: Path) -> None:
+    """Write the captioner `output`, whose weights are the mean of these captioners' (None: the bundled one); all else
+    is the first's.
+
+    Where trainings went on from the same weights, the mean often errs less than each (Izmailov et al. 2018,
+    https://arxiv.org/abs/1803.05407, section 3; Wortsman et al. 2022, https://arxiv.org/abs/2203.05482).
+
+    Raises:
+        CaptionerError: fewer than two captioners, one that cannot be read or whose words or weights are of another
+            kind than the first's; `output` is there already.
+    """
+    if len(sources) < 2:
+        raise CaptionerError("one model alone has no average: name two or more")
+    with new_folder(output) as partial:
+        first, *others = (find_model(source) for source in sources)
+        model, processor = load_model(*first)
+        card = read_card(*first)
+        mean = model.state_dict()
+        for count, (folder, name) in enumerate(others, start=2):
+            other, its_processor = load_model(folder, name)
+            weights = other.state_dict()
+            if its_processor.tokenizer.get_vocab() != processor.tokenizer.get_vocab():
+                raise CaptionerError(f"{name}: its vocabulary is not that of {first[1]}")
+            if unlike := [key for key in sorted(mean.keys() | weights.keys()) if not _alike(key, mean, weights)]:
+                raise CaptionerError(f"{name}: not the same model as {first[1]}: {', '.join(unlike[:5])}")
+            for key, tensor in mean.items():
+                if tensor.is_floating_point():  # counters stay; new tensors, since some of the model's are tied
+                    mean[key] = tensor.lerp(weights[key], 1 / count)
+        model.load_state_dict(mean)
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        names = [first[1], *(name for _, name in others)]
+        write_card(partial, _card(names, output.name), card, names[0])
+
+
+def _alike(key: str, *weights: Mapping[str, Tensor]) -> bool:
+    return all(key in tensors for tensors in weights) and len({tensors[key].shape for tensors in weights}) == 1
+
+
+def _card(names: Sequence[str], folder: str) -> str:
+    return f"""# {folder}
+
+A captioner whose weights are the mean of {", ".join(names)}, made by `captioner average`.
+
+```python
+from captioner import Captioner
+
+print(Captioner.from_pretrained("{folder}")("photo.jpg").text)
+```
+"""

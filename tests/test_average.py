@@ -1,0 +1,59 @@
+"""The mean of several trainings' weights: right, a model like any other, and only of models that are the same."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from captioner import Captioner
+from captioner.average import average_models
+from captioner.cli import app
+from captioner.errors import CaptionerError
+
+
+@pytest.fixture
+def changed(tiny_captioner: Path, tmp_path: Path) -> Callable[[str, Callable[[Tensor], Tensor]], Path]:
+    def copy(name: str, change: Callable[[Tensor], Tensor]) -> Path:
+        folder = shutil.copytree(tiny_captioner, tmp_path / name)
+        weights = load_file(folder / "model.safetensors")
+        save_file(
+            {key: change(tensor) for key, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+        )
+        return folder
+
+    return copy
+
+
+def test_the_mean_of_three_is_a_captioner(
+    tiny_captioner: Path, changed: Callable[[str, Callable[[Tensor], Tensor]], Path], tmp_path: Path
+) -> None:
+    changed("b", lambda tensor: tensor + 3)
+    changed("run/best", lambda tensor: tensor * 4)
+    sources = [str(tiny_captioner), str(tmp_path / "b"), str(tmp_path / "run")]  # a training's folder: its best
+    done = CliRunner().invoke(app, ["average", *sources, "-o", str(tmp_path / "mean")])
+    assert done.exit_code == 0, done.output
+    before = Captioner.from_pretrained(tiny_captioner).model.state_dict()
+    after = Captioner.from_pretrained(tmp_path / "mean").model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.allclose(after[key], before[key] * 2 + 1, atol=1e-5) for key in before)
+    assert "the mean of" in (tmp_path / "mean" / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_is_not_the_same_model_is_refused_by_name(tiny_captioner: Path, tmp_path: Path) -> None:
+    captioner = Captioner.from_pretrained(tiny_captioner)
+    captioner.model.config.num_hidden_layers = 3
+    deeper = type(captioner.model)(captioner.model.config)
+    deeper.save_pretrained(tmp_path / "deeper")
+    captioner.processor.save_pretrained(tmp_path / "deeper")
+    with pytest.raises(CaptionerError, match=r"deeper: not the same model as .*: decoder\.layers\.2\."):
+        average_models([tiny_captioner, tmp_path / "deeper"], tmp_path / "mean")
+    with pytest.raises(CaptionerError, match="default: its vocabulary is not that of "):
+        average_models([tiny_captioner, None], tmp_path / "mean")
+    with pytest.raises(CaptionerError, match="name two or more"):
+        average_models([tiny_captioner], tmp_path / "mean")
+    assert not list(tmp_path.glob("mean*"))
