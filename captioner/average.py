@@ -1,13 +1,15 @@
 """Averages the weights of several trainings of one model, such as the ends of a learning rate's cycles."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from torch import Tensor
 
 from captioner.card import read_card, write_card
 from captioner.errors import CaptionerError
 from captioner.hub import find_model, load_model, new_folder
+from captioner.model.configuration_captioner import CaptionerConfig
+
+MEANING = sorted(CaptionerConfig.__annotations__.keys() - {"image_size", "dropout", "initializer_range", "use_cache"})
+"""Fields of the configuration that weights depend on for what they mean, or even for their number."""
 
 
 def average_models(sources: Sequence[str | Path | None], output: Path) -> None:
@@ -18,8 +20,8 @@ def average_models(sources: Sequence[str | Path | None], output: Path) -> None:
     https://arxiv.org/abs/1803.05407, section 3; Wortsman et al. 2022, https://arxiv.org/abs/2203.05482).
 
     Raises:
-        CaptionerError: fewer than two captioners, one that cannot be read or whose words or weights are of another
-            kind than the first's; `output` is there already.
+        CaptionerError: fewer than two captioners, one that cannot be read or is not the same model as the first
+            or has other words; `output` is there already.
     """
     if len(sources) < 2:
         raise CaptionerError("one model alone has no average: name two or more")
@@ -33,7 +35,8 @@ def average_models(sources: Sequence[str | Path | None], output: Path) -> None:
             weights = other.state_dict()
             if its_processor.tokenizer.get_vocab() != processor.tokenizer.get_vocab():
                 raise CaptionerError(f"{name}: its vocabulary is not that of {first[1]}")
-            if unlike := [key for key in sorted(mean.keys() | weights.keys()) if not _alike(key, mean, weights)]:
+            unlike = [field for field in MEANING if getattr(other.config, field) != getattr(model.config, field)]
+            if unlike := unlike or [key for key in mean if weights[key].shape != mean[key].shape]:
                 raise CaptionerError(f"{name}: not the same model as {first[1]}: {', '.join(unlike[:5])}")
             for key, tensor in mean.items():
                 if tensor.is_floating_point():  # counters stay; new tensors, since some of the model's are tied
@@ -43,10 +46,6 @@ def average_models(sources: Sequence[str | Path | None], output: Path) -> None:
         processor.save_pretrained(partial)
         names = [first[1], *(name for _, name in others)]
         write_card(partial, _card(names, output.name), card, names[0])
-
-
-def _alike(key: str, *weights: Mapping[str, Tensor]) -> bool:
-    return all(key in tensors for tensors in weights) and len({tensors[key].shape for tensors in weights}) == 1
 
 
 def _card(names: Sequence[str], folder: str) -> str:

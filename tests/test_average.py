@@ -44,14 +44,28 @@ def test_the_mean_of_three_is_a_captioner(
     assert "the mean of" in (tmp_path / "mean" / "README.md").read_text(encoding="utf-8")
 
 
-def test_what_is_not_the_same_model_is_refused_by_name(tiny_captioner: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "unlike"),
+    [
+        ({"num_hidden_layers": 3}, "num_hidden_layers"),
+        ({"num_attention_heads": 4}, "num_attention_heads"),  # weights of the same shapes
+        ({"image_size": 64}, r"encoder\.trunk\.model\.pos_embed"),
+    ],
+)
+def test_what_is_not_the_same_model_is_refused(
+    tiny_captioner: Path, tmp_path: Path, changes: dict[str, int], unlike: str
+) -> None:
     captioner = Captioner.from_pretrained(tiny_captioner)
-    captioner.model.config.num_hidden_layers = 3
-    deeper = type(captioner.model)(captioner.model.config)
-    deeper.save_pretrained(tmp_path / "deeper")
-    captioner.processor.save_pretrained(tmp_path / "deeper")
-    with pytest.raises(CaptionerError, match=r"deeper: not the same model as .*: decoder\.layers\.2\."):
-        average_models([tiny_captioner, tmp_path / "deeper"], tmp_path / "mean")
+    for field, value in changes.items():
+        setattr(captioner.model.config, field, value)
+    type(captioner.model)(captioner.model.config).save_pretrained(tmp_path / "other")
+    captioner.processor.save_pretrained(tmp_path / "other")
+    with pytest.raises(CaptionerError, match=rf"other: not the same model as .*: {unlike}$"):
+        average_models([tiny_captioner, tmp_path / "other"], tmp_path / "mean")
+    assert not list(tmp_path.glob("mean*"))
+
+
+def test_one_model_alone_and_one_of_other_words_are_refused(tiny_captioner: Path, tmp_path: Path) -> None:
     with pytest.raises(CaptionerError, match="default: its vocabulary is not that of "):
         average_models([tiny_captioner, None], tmp_path / "mean")
     with pytest.raises(CaptionerError, match="name two or more"):

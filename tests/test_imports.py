@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"config", "errors"},
     "hub": {"model", "errors"},
     "card": {"errors"},
-    "average": {"hub", "card", "errors"},
+    "average": {"hub", "card", "model", "errors"},
     "convert": {"hub", "card", "model", "errors"},
     "infer": {"hub", "data", "model", "errors", "export.runtime", "export.search", "export.format"},
     "train": {"hub", "card", "data", "model", "metrics", "infer.generation", "infer.options", "config", "errors"},
