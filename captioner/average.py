@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from captioner.card import read_card, write_card
+from captioner.card import read_card, usage, write_card
 from captioner.errors import CaptionerError
 from captioner.hub import find_model, load_model, new_folder
 from captioner.model.configuration_captioner import CaptionerConfig
@@ -26,26 +26,27 @@ def average_models(sources: Sequence[str | Path | None], output: Path) -> None:
     if len(sources) < 2:
         raise CaptionerError("one model alone has no average: name two or more")
     with new_folder(output) as partial:
-        first, *others = (find_model(source) for source in sources)
-        model, processor = load_model(*first)
-        card = read_card(*first)
+        (folder, first), *others = (find_model(source) for source in sources)
+        model, processor = load_model(folder, first)
+        card = read_card(folder, first)
         mean = model.state_dict()
-        for count, (folder, name) in enumerate(others, start=2):
-            other, its_processor = load_model(folder, name)
+        for count, (its_folder, name) in enumerate(others, start=2):
+            other, its_processor = load_model(its_folder, name)
             weights = other.state_dict()
             if its_processor.tokenizer.get_vocab() != processor.tokenizer.get_vocab():
-                raise CaptionerError(f"{name}: its vocabulary is not that of {first[1]}")
+                raise CaptionerError(f"{name}: its vocabulary is not that of {first}")
             unlike = [field for field in MEANING if getattr(other.config, field) != getattr(model.config, field)]
-            if unlike := unlike or [key for key in mean if weights[key].shape != mean[key].shape]:
-                raise CaptionerError(f"{name}: not the same model as {first[1]}: {', '.join(unlike[:5])}")
+            unlike = unlike or [key for key in mean if weights[key].shape != mean[key].shape]
+            if unlike:
+                raise CaptionerError(f"{name}: not the same model as {first}: {', '.join(unlike[:5])}")
             for key, tensor in mean.items():
                 if tensor.is_floating_point():  # counters stay; new tensors, since some of the model's are tied
                     mean[key] = tensor.lerp(weights[key], 1 / count)
         model.load_state_dict(mean)
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        names = [first[1], *(name for _, name in others)]
-        write_card(partial, _card(names, output.name), card, names[0])
+        names = [first, *(name for _, name in others)]
+        write_card(partial, _card(names, output.name), card, first)
 
 
 def _card(names: Sequence[str], folder: str) -> str:
@@ -53,9 +54,4 @@ def _card(names: Sequence[str], folder: str) -> str:
 
 A captioner whose weights are the mean of {", ".join(names)}, made by `captioner average`.
 
-```python
-from captioner import Captioner
-
-print(Captioner.from_pretrained("{folder}")("photo.jpg").text)
-```
-"""
+{usage(folder)}"""

@@ -32,3 +32,13 @@ def write_card(folder: Path, text: str, source: ModelCard | None, source_name: s
         data["base_model"] = source_name
     original = f"\nThe card of the model it was made from:\n\n{source.text.strip()}\n" if source else ""
     (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}{original}", encoding="utf-8")
+
+
+def usage(folder: str | Path) -> str:
+    """How a card says to caption with the model in `folder`."""
+    return f"""```python
+from captioner import Captioner
+
+print(Captioner.from_pretrained("{folder}")("photo.jpg").text)
+```
+"""

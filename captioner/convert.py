@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
-from captioner.card import read_card, write_card
+from captioner.card import read_card, usage, write_card
 from captioner.errors import CaptionerError
 from captioner.hub import find_model, new_folder
 from captioner.model.build import build_model
@@ -332,9 +332,4 @@ captioner by `captioner convert`: on random images and tokens its logits are tho
 {difference:.1e}. It sees {size} x {size} pixels and writes at most {longest} tokens. `generation_config.json` holds the
 settings it came with.
 
-```python
-from captioner import Captioner
-
-print(Captioner.from_pretrained("{folder}")("photo.jpg").text)
-```
-"""
+{usage(folder)}"""

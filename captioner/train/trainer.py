@@ -19,7 +19,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captioner.card import read_card, write_card
+from captioner.card import read_card, usage, write_card
 from captioner.config import PhaseConfig, RunConfig, SourceConfig, Stretch
 from captioner.data.dataset import Batch, CaptionDataset, Place, TextDataset, load_batches
 from captioner.data.images import load_image
@@ -383,12 +383,7 @@ class Trainer:
 An image captioner with {size:.1f} million parameters, which learnt from {images:,} images with `captioner train`. On
 {others:,} others it scores, with {self.config.validation.num_beams} beams: {scores}.
 
-```python
-from captioner import Captioner
-
-print(Captioner.from_pretrained("{self.best}")("photo.jpg").text)
-```
-"""
+{usage(self.best)}"""
         write_card(folder, text, self.card_of_start, self.config.pretrained.captioner or "")
 
     def _resume(self) -> None:
