@@ -12,9 +12,8 @@ MEANING = sorted(CaptionerConfig.__annotations__.keys() - {"image_size", "dropou
 """Fields of the configuration that weights depend on for what they mean, or even for their number."""
 
 
-def average_models(sources: Sequence[str | Path | None], output: Path) -> None:
-    """Write the captioner `output`, whose weights are the mean of these captioners' (None: the bundled one); all else
-    is the first's.
+def average_models(sources: Sequence[str | Path], output: Path) -> None:
+    """Write the captioner `output`, whose weights are the mean of these captioners'; all else is the first's.
 
     Where trainings went on from the same weights, the mean often errs less than each (Izmailov et al. 2018,
     https://arxiv.org/abs/1803.05407, section 3; Wortsman et al. 2022, https://arxiv.org/abs/2203.05482).

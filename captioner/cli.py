@@ -320,7 +320,7 @@ def export(
     """
     from captioner.export.onnx import export_model
 
-    agreement = export_model(None if model == "default" else model, output, precision)
+    agreement = export_model(model, output, precision)
     print(f"{output}: {agreement.equal_tokens:.1%} of greedy tokens equal, logits within {agreement.difference:.1e}")
 
 
@@ -346,7 +346,7 @@ def average(
     """Write the model whose weights are the mean of several, which were trained from the same start."""
     from captioner.average import average_models
 
-    average_models([None if model == "default" else model for model in models], output)
+    average_models(models, output)
     print(f"{output}: the mean of {', '.join(models)}")
 
 

@@ -25,13 +25,13 @@ def find_model(model: str | Path | None) -> tuple[Path, str]:
     """The folder of a model, and the name it goes by in outputs.
 
     Args:
-        model: None for the bundled one; an existing folder is read as such, and a training's folder as its best
-            checkpoint; any other `owner/name` is asked of the Hub, through its cache.
+        model: None or "default" for the bundled one; an existing folder is read as such, and a training's folder as
+            its best checkpoint; any other `owner/name` is asked of the Hub, through its cache.
 
     Raises:
         CaptionerError: there is no such model; the message says where it was looked for.
     """
-    if model is None:
+    if model is None or model == "default":
         if not (BUNDLED / "config.json").is_file():
             raise CaptionerError("this installation has no bundled model; name one (--model, or from_pretrained)")
         return BUNDLED, "default"

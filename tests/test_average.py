@@ -67,7 +67,7 @@ def test_what_is_not_the_same_model_is_refused(
 
 def test_one_model_alone_and_one_of_other_words_are_refused(tiny_captioner: Path, tmp_path: Path) -> None:
     with pytest.raises(CaptionerError, match="default: its vocabulary is not that of "):
-        average_models([tiny_captioner, None], tmp_path / "mean")
+        average_models([tiny_captioner, "default"], tmp_path / "mean")
     with pytest.raises(CaptionerError, match="name two or more"):
         average_models([tiny_captioner], tmp_path / "mean")
     assert not list(tmp_path.glob("mean*"))

@@ -54,7 +54,7 @@ class Agreement(NamedTuple):
     equal_tokens: float
 
 
-def export_model(model: str | Path | None, output: Path, precision: str = "fp32") -> Agreement:
+def export_model(model: str | Path, output: Path, precision: str = "fp32") -> Agreement:
     """Write a model (as `Captioner.from_pretrained` finds it) as the folder `output`, whole or not at all.
 
     fp32 is exact; fp16 halves the files and computes in half precision where ONNX Runtime can; int8 quantises the

@@ -181,8 +181,9 @@ def test_missing_models_are_explained(tmp_path, monkeypatch):
     with pytest.raises(CaptionerError, match="a file; a model is a folder"):
         Captioner.from_pretrained(tmp_path / "file")
     monkeypatch.setattr("captioner.hub.BUNDLED", tmp_path)
-    with pytest.raises(CaptionerError, match="no bundled model; name one"):
-        Captioner.from_pretrained()
+    for bundled in (None, "default"):
+        with pytest.raises(CaptionerError, match="no bundled model; name one"):
+            Captioner.from_pretrained(bundled)
 
 
 def test_a_hub_id_is_read_from_the_cache_when_offline(tiny_captioner, tmp_path, photos, cap, monkeypatch):
