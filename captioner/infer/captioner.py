@@ -54,8 +54,8 @@ class Captioner(ABC):
         device: "str | torch.device" = "auto",
         precision: str = "auto",
     ) -> "Captioner":
-        """Load the bundled checkpoint (None), a folder that training or `captioner export` wrote, or a model of the
-        Hugging Face Hub.
+        """Load the bundled checkpoint (None or "default"), a folder that training or `captioner export` wrote, or a
+        model of the Hugging Face Hub.
 
         Args:
             model: an existing folder is read as such; any other `owner/name` is asked of the Hub, through its cache,
