@@ -127,7 +127,8 @@ class TeacherConfig(Section):
 class PretrainedConfig(Section):
     """What the training starts from: a captioner as a whole, or an encoder and a decoder apart. All else is random.
 
-    A captioner is `bundled`, a folder, a training's folder or a Hub id; it brings its shape and its tokenizer.
+    A captioner is `default` (the bundled one), a folder, a training's folder or a Hub id; it brings its shape and its
+    tokenizer.
     """
 
     captioner: str | None = Field(

@@ -97,16 +97,11 @@ def _load_captioner(
     name: str, accelerator: Accelerator, **changes: Any
 ) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
     with accelerator.main_process_first():  # the others find what it downloaded
-        return load_model(*find_pretrained(name), **changes)
+        return load_model(*find_model(name), **changes)
 
 
 def _config_of(name: str) -> CaptionerConfig:
-    return CaptionerConfig.from_pretrained(find_pretrained(name)[0])
-
-
-def find_pretrained(name: str) -> tuple[Path, str]:
-    """The folder and the name of a captioner that `pretrained` names."""
-    return find_model(None if name == "bundled" else name)
+    return CaptionerConfig.from_pretrained(find_model(name)[0])
 
 
 def _change_image_size(model: CaptionerForConditionalGeneration, image_size: int, name: str, say: Say) -> None:

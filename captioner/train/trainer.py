@@ -24,11 +24,12 @@ from captioner.config import PhaseConfig, RunConfig, SourceConfig, Stretch
 from captioner.data.dataset import Batch, CaptionDataset, Place, TextDataset, load_batches
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
+from captioner.hub import find_model
 from captioner.metrics.score import score_captions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.train import checkpoint, sharding
 from captioner.train.averaging import WeightAverage
-from captioner.train.build import build_captioner, find_pretrained
+from captioner.train.build import build_captioner
 from captioner.train.data import TrainingData
 from captioner.train.features import cache_features
 from captioner.train.objectives import JointModel, Losses, Objectives
@@ -86,7 +87,7 @@ class Trainer:
         )
         self.validation_set = self.data.validation_set(self.processor)
         start = config.pretrained.captioner
-        self.card_of_start = read_card(*find_pretrained(start)) if start else None
+        self.card_of_start = read_card(*find_model(start)) if start else None
         if found:
             self.model.load_state_dict(type(self.model).from_pretrained(self.last).state_dict())
         self.model.to(self.accelerator.device)

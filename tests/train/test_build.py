@@ -118,7 +118,7 @@ def test_a_pretrained_captioner_gets_a_tag_head_of_its_own_names(recipe: Recipe,
         ("{encoder: lost.safetensors}", r"model: encoder weights lost\.safetensors: not an existing"),
         ("{encoder: lost/folder}", "lost/folder: no such folder"),
         ("{decoder: lost}", "pretrained decoder brings its own tokenizer"),
-        ("{captioner: bundled, encoder: lost}", "a captioner brings its own encoder and decoder"),
+        ("{captioner: default, encoder: lost}", "a captioner brings its own encoder and decoder"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(recipe: Recipe, pretrained: str, message: str) -> None:
