@@ -8,8 +8,8 @@ Nothing is trained: one step of each phase runs on torch's meta device, which ha
              learnt), the average of the weights, and every tensor that autograd keeps for the backward pass, in the
              precision of the recipe; not the allocator's slack, nor what cuBLAS and NCCL set aside (about 2 GiB)
     hours    floating-point operations of the passes over `--teraflops` times `--utilization`. Drawing captions for
-             rewards counts as one more pass without gradients; word by word it will take longer than that. The images
-             a second are what the processors have to decode to keep up, else they set the pace.
+             rewards counts as one more pass through the decoder without gradients; word by word it will take longer.
+             The images a second are what the processors have to decode to keep up, else they set the pace.
 
 Prints one JSON line a phase.
 """
@@ -77,12 +77,19 @@ def footprint(config: RunConfig, phase: PhaseConfig, tokens: int) -> dict[str, f
     kept = KeptTensors(model)
     with FlopCounterMode(display=False) as counter, kept:
         joint = JointModel(model)
-        logits = joint({"pixel_values": pixel_values.to(model.dtype)}, packed, None, {"captioning"})["logits"]
+        encoding = 0
+
+        def captions(_: Tensor | None) -> tuple[PackedCaptions, None]:
+            nonlocal encoding
+            encoding = counter.get_total_flops()
+            return packed, None
+
+        logits = joint({"pixel_values": pixel_values.to(model.dtype)}, captions, None, {"captioning"})["logits"]
         # As cross-entropy, the logits once more in float32.
         loss = torch.stack([own.float().logsumexp(-1).sum() for own in logits.values()]).sum()
         forward = counter.get_total_flops()
         loss.backward()
-    drawing = forward if "reward" in phase.objectives else 0
+    drawing = forward - encoding if "reward" in phase.objectives else 0
     return {
         "parameters": parameters,
         "learning": learning,

@@ -67,11 +67,11 @@ class TimmTrunk(nn.Module):
 
 
 class DepthwiseInFloat32(TorchFunctionMode):
-    """Under autocast to bfloat16, depthwise convolutions in float32: on a CPU, gradients of theirs are two to fifteen
-    times as fast so."""
+    """Under autocast to bfloat16, depthwise convolutions that learn, or that what learns lies before, in float32: on a
+    CPU, gradients of theirs are two to fifteen times as fast so."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.conv2d or args[1].shape[1] > 1:
+        if func is not F.conv2d or args[1].shape[1] > 1 or not any(tensor.requires_grad for tensor in args[:2]):
             return func(*args, **(kwargs or {}))
         with torch.autocast("cpu", enabled=False):
             return func(args[0].float(), *args[1:], **(kwargs or {})).bfloat16()

@@ -3,7 +3,7 @@
 Shapes: B images, K captions an image (given, drawn, or both), T tokens, D width, V vocabulary, C classes.
 """
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from captioner.data.dataset import Batch
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration, caption_cross_entropy
 from captioner.train.contrastive import contrastive_loss
 from captioner.train.packing import PackedCaptions, pack_captions
-from captioner.train.rewards import SelfCritic, policy_gradient_loss
+from captioner.train.rewards import DrawnCaptions, SelfCritic, policy_gradient_loss
 from captioner.train.sharding import WholeModel
 from captioner.train.teacher import Teacher
 
@@ -34,7 +34,7 @@ class JointModel(nn.Module):
     def forward(
         self,
         encoder_inputs: dict[str, Tensor],
-        captions: PackedCaptions | None,
+        captions: Callable[[Tensor | None], tuple[PackedCaptions, DrawnCaptions | None]] | None,
         text: tuple[Tensor, Tensor] | None,
         objectives: Set[Objective],
     ) -> dict[str, Any]:
@@ -42,17 +42,20 @@ class JointModel(nn.Module):
 
         Args:
             encoder_inputs: of the encoder; empty where there are words alone, and the decoder is a language model.
-            captions: for the logits [N, V] of each objective that has captions, N its valid labels.
+            captions: from the images' states, what the decoder reads, and what of it was drawn from these states; for
+                the logits [N, V] of each objective that has captions, N its valid labels.
             text: for the contrastive objective, [M, T] decoder inputs of captions and [M] their last positions.
         """
-        captioner, heads, outputs = self.captioner, self.captioner.heads, {}
+        captioner, heads = self.captioner, self.captioner.heads
+        outputs: dict[str, Any] = {}
         image_states = captioner.encoder(**encoder_inputs).last_hidden_state if encoder_inputs else None
         if captions is not None:
+            packed, outputs["drawn"] = captions(image_states)
             states = captioner.decoder(
-                captions.input_ids, image_states, captions.attention_mask, position_ids=captions.position_ids
+                packed.input_ids, image_states, packed.attention_mask, position_ids=packed.position_ids
             )
             states = states.flatten(0, 1)
-            outputs["logits"] = {name: captioner.lm_head(states[own]) for name, own in captions.places.items()}
+            outputs["logits"] = {name: captioner.lm_head(states[own]) for name, own in packed.places.items()}
         if "tags" in objectives and heads.tags is not None:
             outputs["tag_logits"] = heads.tags(image_states)
         if "distillation" in objectives and heads.teacher is not None:
@@ -100,15 +103,8 @@ class Objectives:
         """
         names = phase.objectives.keys()
         given = batch.labels.unflatten(0, (max(len(batch.ids), 1), -1))
-        labels: Losses = {
-            name: given for name in names & {"captioning", "language_modeling"}
-        }  # by objective, [B, K, T]
-        if "reward" in names:
-            assert self.critic is not None
-            with self.whole.gathered() as captioner:
-                drawn = self.critic.draw(captioner, batch, phase.reward, step)
-            labels["reward"] = drawn.labels
-        captions = pack_captions(labels, partial(self._decoder_inputs, phase=phase)) if labels else None
+        written = names & {"captioning", "language_modeling", "reward"}
+        captions = partial(self._captions, given=given, batch=batch, phase=phase, step=step) if written else None
         text = self._text(given, batch.captioned, step) if "contrastive" in names else None
         outputs = joint(batch.encoder_inputs, captions, text, names)
 
@@ -116,6 +112,7 @@ class Objectives:
         logged: Losses = {}
         for name, logits in outputs.get("logits", {}).items():
             if name == "reward":
+                drawn = outputs["drawn"]
                 losses[name] = policy_gradient_loss(logits, drawn.labels, drawn.advantages)
                 logged[name] = drawn.rewards.sum()
             else:
@@ -136,6 +133,19 @@ class Objectives:
     @property
     def _many_tags(self) -> bool:
         return self.tags is not None and self.tags.problem_type == "multi_label_classification"
+
+    def _captions(
+        self, encoder_hidden_states: Tensor | None, given: Tensor, batch: Batch, phase: PhaseConfig, step: int
+    ) -> tuple[PackedCaptions, DrawnCaptions | None]:
+        """What the decoder reads, from labels [B, K, T] by objective; and the captions drawn for it."""
+        labels: Losses = {name: given for name in phase.objectives.keys() & {"captioning", "language_modeling"}}
+        drawn = None
+        if "reward" in phase.objectives:
+            assert self.critic is not None and encoder_hidden_states is not None
+            with self.whole.gathered() as captioner:
+                drawn = self.critic.draw(captioner, encoder_hidden_states, batch, phase.reward, step)
+            labels["reward"] = drawn.labels
+        return pack_captions(labels, partial(self._decoder_inputs, phase=phase)), drawn
 
     def _decoder_inputs(self, labels: Tensor, phase: PhaseConfig) -> Tensor:
         input_ids = self.whole.model.prepare_decoder_input_ids_from_labels(labels)

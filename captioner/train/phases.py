@@ -1,11 +1,12 @@
 """Who learns what, when: the parts of a captioner, their parameter groups and their rates through a phase."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import DropPath
 from timm.models import group_parameters
 from torch import nn
 
@@ -68,17 +69,22 @@ def apply_phase(model: CaptionerForConditionalGeneration, phase: PhaseConfig) ->
 
 
 def set_modes(model: CaptionerForConditionalGeneration, phase: PhaseConfig) -> None:
-    """Training mode for the parts that learn; a trunk at rest has no dropout or stochastic depth.
-
-    Nor has anything in a phase with rewards: captions are drawn from the very distribution that learns from them.
-    """
+    """Training mode for the parts that learn; a trunk at rest has no dropout or stochastic depth."""
     model.train()
     if "trunk" not in phase.learning_rates:
         model.encoder.trunk.eval()
-    if "reward" in phase.objectives:
-        for module in model.modules():
-            if isinstance(module, (nn.Dropout, DropPath)):
-                module.eval()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """No dropout of the module's inside the block; each part of it is afterwards in the mode that it was in."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def learns(place: ParameterPlace, phase: PhaseConfig) -> bool:

@@ -22,6 +22,7 @@ from captioner.data.dataset import Batch
 from captioner.metrics.cider import CiderDReward
 from captioner.metrics.ptb import tokenize
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
+from captioner.train.phases import evaluating
 
 END = "</s>"
 """The last word of every finished caption. Were it not rewarded, captions would learn to break off: n-grams such as
@@ -54,14 +55,19 @@ class SelfCritic:
         self.cider = CiderDReward({image: _words(texts, [True] * len(texts)) for image, texts in captions.items()})
 
     def draw(
-        self, model: CaptionerForConditionalGeneration, batch: Batch, config: RewardConfig, step: int
+        self,
+        model: CaptionerForConditionalGeneration,
+        encoder_hidden_states: Tensor,
+        batch: Batch,
+        config: RewardConfig,
+        step: int,
     ) -> DrawnCaptions:
         """Draw captions for a batch at this step of the training; the advantage is the reward above the baseline.
 
         The baseline is the mean reward of the image's other captions (Luo 2020, eq. 5), or that of its greedy caption.
+        The decoder draws without dropout: what it would write, though what it learns from that is learnt with dropout.
         """
-        with torch.no_grad():
-            encoder_hidden_states = model.encoder(**batch.encoder_inputs).last_hidden_state
+        with torch.no_grad(), evaluating(model.decoder):
             uniforms = uniform_numbers(batch.ids, config.num_samples, self.max_tokens, (self.seed, step))
             labels = draw_captions(model, encoder_hidden_states, uniforms.to(encoder_hidden_states.device))
             rewards = self.reward(batch.ids, labels)

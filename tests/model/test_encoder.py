@@ -142,6 +142,8 @@ def test_depthwise_convolutions_learn_in_float32_where_autocast_says_bfloat16(ma
         rounded, learning = dense(images), trunk(pixels)[0]
         with DepthwiseInFloat32():
             assert torch.equal(depthwise(images), exact.bfloat16()) and torch.equal(dense(images), rounded)
+            depthwise.requires_grad_(False)
+            assert not torch.equal(depthwise(images), exact.bfloat16()), "at rest it stays in bfloat16"
             assert torch.equal(trunk(pixels)[0], learning)
         with torch.no_grad():
             assert not torch.equal(trunk(pixels)[0], learning), "where nothing learns, all is in bfloat16"

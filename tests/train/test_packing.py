@@ -28,7 +28,7 @@ def test_captions_packed_in_a_row_are_read_as_each_by_itself(model: CaptionerFor
     images = torch.rand(3, 3, 32, 32)
     packed = pack_captions(labels, model.prepare_decoder_input_ids_from_labels)
     assert packed.input_ids.shape == (3, 3 + 1 + 5 + 7 + 2), "the longest row, and no padding between its captions"
-    found = JointModel(model)({"pixel_values": images}, packed, None, set())["logits"]
+    found = JointModel(model)({"pixel_values": images}, lambda _: (packed, None), None, set())["logits"]
     for name, captions in labels.items():
         alone = model(pixel_values=images, labels=captions.flatten(0, 1)).logits.view(*captions.shape, -1)
         torch.testing.assert_close(found[name], alone[captions != IGNORE_INDEX], atol=1e-5, rtol=1e-4)
@@ -37,5 +37,5 @@ def test_captions_packed_in_a_row_are_read_as_each_by_itself(model: CaptionerFor
 def test_images_without_any_caption_give_no_logits(model: CaptionerForConditionalGeneration) -> None:
     labels = torch.full((2, 3, 1), IGNORE_INDEX)
     packed = pack_captions({"captioning": labels}, model.prepare_decoder_input_ids_from_labels)
-    outputs = JointModel(model)({"pixel_values": torch.rand(2, 3, 32, 32)}, packed, None, set())
+    outputs = JointModel(model)({"pixel_values": torch.rand(2, 3, 32, 32)}, lambda _: (packed, None), None, set())
     assert outputs["logits"]["captioning"].shape == (0, model.config.vocab_size)

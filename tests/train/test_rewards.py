@@ -99,14 +99,28 @@ def test_the_advantage_is_the_reward_above_the_other_captions_or_the_greedy_one(
     batch.labels[1] = IGNORE_INDEX  # an image without captions has nothing to be judged by
     assert critic is not None
     model = trainer.model.eval()
-    others = critic.draw(model, batch, RewardConfig(num_samples=3), step=0)
+    encoded = model.encoder(**batch.encoder_inputs).last_hidden_state
+    others = critic.draw(model, encoded, batch, RewardConfig(num_samples=3), step=0)
     first = others.rewards[0, 0] - others.rewards[0, 1:].mean()
     torch.testing.assert_close(others.advantages[0, 0], first)
-    greedy = critic.draw(model, batch, RewardConfig(num_samples=3, baseline="greedy"), step=0)
-    encoded = model.encoder(**batch.encoder_inputs).last_hidden_state
+    greedy = critic.draw(model, encoded, batch, RewardConfig(num_samples=3, baseline="greedy"), step=0)
     baseline = critic.reward(batch.ids, most_probable_captions(model, encoded, critic.max_tokens))
     torch.testing.assert_close(greedy.advantages[[0, 2]], (greedy.rewards - baseline)[[0, 2]])
     assert not greedy.advantages[1].any() and not others.advantages[1].any()
+
+
+def test_a_step_encodes_its_photos_once_draws_without_the_decoders_dropout_and_learns_with_it(recipe: Recipe) -> None:
+    trainer = Trainer(recipe("phases.0.objectives={reward: 1.0}", "model.dropout=0.5"), resume=False)
+    phase = trainer.config.phases[0]
+    joint, train_set, _ = trainer.enter(phase)
+    batch = collate([train_set[index] for index in range(3)], 1)
+    encoded, modes = [], []
+    trainer.model.encoder.register_forward_hook(lambda *_: encoded.append(1))
+    trainer.model.decoder.register_forward_hook(lambda decoder, *_: modes.append(decoder.training))
+    trainer.objectives.summed_losses(joint, batch, phase, step=0)
+    *drawing, learning = modes
+    assert len(encoded) == 1 and drawing and not any(drawing) and learning
+    assert all(module.training for module in trainer.model.decoder.modules())
 
 
 def test_rewards_rise_and_captions_still_end(recipe: Recipe, draw_shapes: Callable[..., None], tmp_path: Path) -> None:
