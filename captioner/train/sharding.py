@@ -69,7 +69,7 @@ class WholeModel:
     def __init__(self, accelerator: Accelerator, model: CaptionerForConditionalGeneration) -> None:
         """Before the model is in parts."""
         self.model = model
-        self.shell = copy.deepcopy(model).eval() if accelerator.is_fsdp2 else None
+        self.shell = copy.deepcopy(model) if accelerator.is_fsdp2 else None
         self._empty()
 
     @contextmanager
