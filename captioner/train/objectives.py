@@ -23,6 +23,9 @@ from captioner.train.teacher import Teacher
 
 Losses = dict[Objective, Tensor]
 
+GIVEN_CAPTIONS: tuple[Objective, ...] = ("captioning", "language_modeling")
+"""What is learnt from the data set's own captions, in the order in which these are packed."""
+
 
 class JointModel(nn.Module):
     """One pass for all objectives of a step: what is wrapped for many processes, whose gradients come together once."""
@@ -103,7 +106,7 @@ class Objectives:
         """
         names = phase.objectives.keys()
         given = batch.labels.unflatten(0, (max(len(batch.ids), 1), -1))
-        written = names & {"captioning", "language_modeling", "reward"}
+        written = names & {*GIVEN_CAPTIONS, "reward"}
         captions = partial(self._captions, given=given, batch=batch, phase=phase, step=step) if written else None
         text = self._text(given, batch.captioned, step) if "contrastive" in names else None
         outputs = joint(batch.encoder_inputs, captions, text, names)
@@ -138,7 +141,7 @@ class Objectives:
         self, encoder_hidden_states: Tensor | None, given: Tensor, batch: Batch, phase: PhaseConfig, step: int
     ) -> tuple[PackedCaptions, DrawnCaptions | None]:
         """What the decoder reads, from labels [B, K, T] by objective; and the captions drawn for it."""
-        labels: Losses = {name: given for name in phase.objectives.keys() & {"captioning", "language_modeling"}}
+        labels: Losses = {name: given for name in GIVEN_CAPTIONS if name in phase.objectives}
         drawn = None
         if "reward" in phase.objectives:
             assert self.critic is not None and encoder_hidden_states is not None
