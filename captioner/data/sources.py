@@ -261,7 +261,7 @@ def _in_split(rows: Iterable[Row], path: str, split: str | None) -> Iterator[Row
     if split is None and len(counts) > 1:
         raise CaptionerError(f"{path}: holds several splits; choose one with `split`: {known}")
     if split is not None and not counts:
-        raise CaptionerError(f"{path}: is not divided into splits, so there is no {split!r}; leave `split` out")
+        raise CaptionerError(f"{path}: no row has a `split`, {split!r} or other; add that column, or leave `split` out")
     if split is not None and split not in counts and not (split == "train" and "restval" in counts):
         raise CaptionerError(f"{path}: no split {split!r}; there is {known}{_nearest(split, counts)}")
 
