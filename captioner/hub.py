@@ -115,15 +115,16 @@ def load_model(
             raise ValueError("config.json is no JSON object")
         if config.get("model_type") != CaptionerConfig.model_type:
             raise CaptionerError(f"{name}: a {config.get('model_type')!r} model, not a {CaptionerConfig.model_type!r}")
-        model, report = CaptionerForConditionalGeneration.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **config_changes,
-        )
+        with _quiet_transformers():
+            model, report = CaptionerForConditionalGeneration.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **config_changes,
+            )
         processor = CaptionerProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: timm, torch, sentencepiece
         raise CaptionerError(f"{name}: cannot be read as a model: {str(error).splitlines()[0]}") from error
@@ -132,3 +133,17 @@ def load_model(
     if absent := [weight for weight in absent if not weight.startswith(new_heads)]:  # transformers leaves them random
         raise CaptionerError(f"{name}: weights missing or of another shape: {', '.join(absent[:5])}")
     return model, processor
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers' "Loading weights" bar off stderr, which belongs to our caller."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()

@@ -1,9 +1,6 @@
 """What several rooms' tests share: a tiny captioner with random weights, built once."""
 
-import os
 from pathlib import Path
-
-os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as the command line does: transformers reads it when it is imported
 
 import pytest
 import torch

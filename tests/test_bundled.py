@@ -4,11 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
+from torch.utils.data import Dataset
+from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 
 from captioner.annotate.evaluate import caption_samples
 from captioner.config import SourceConfig
+from captioner.data.images import load_image
 from captioner.data.sources import load_samples
 from captioner.hub import BUNDLED
 from captioner.infer.captioner import Captioner
@@ -32,6 +36,39 @@ def test_it_says_something_different_of_every_example_photo() -> None:
     captions = [caption.text for caption in captioner(photos)]
     assert len(photos) >= 4 and len(set(captions)) == len(photos)
     assert all(len(caption.split()) >= 5 for caption in captions)
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="installed without the repository")
+def test_auto_classes_load_it_with_no_arguments_and_generate_what_captioner_says() -> None:
+    """Its weights stay in half precision there, while the processor gives pixels in single precision."""
+    model, processor = AutoModelForImageTextToText.from_pretrained(BUNDLED), AutoProcessor.from_pretrained(BUNDLED)
+    assert model.dtype == torch.float16
+    photos = sorted(PHOTOS.glob("*.jpg"))
+    inputs = processor(images=[load_image(photo) for photo in photos], return_tensors="pt")
+    captions = processor.batch_decode(model.generate(**inputs, max_new_tokens=40), skip_special_tokens=True)
+    assert captions == [caption.text for caption in Captioner.from_pretrained(device="cpu", precision="fp16")(photos)]
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="installed without the repository")
+def test_transformers_trainer_fine_tunes_it_as_auto_classes_load_it(tmp_path: Path) -> None:
+    model, processor = AutoModelForImageTextToText.from_pretrained(BUNDLED), AutoProcessor.from_pretrained(BUNDLED)
+    pixel_values = processor(images=load_image(next(PHOTOS.glob("*.jpg"))), return_tensors="pt").pixel_values[0]
+    labels = torch.tensor(processor.tokenizer("a dune in the desert").input_ids)
+
+    class OnePhoto(Dataset[dict[str, torch.Tensor]]):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            return {"pixel_values": pixel_values, "labels": labels}
+
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, report_to=[], disable_tqdm=True)
+    assert Trainer(model, arguments, train_dataset=OnePhoto()).train().training_loss < 20
+
+
+def test_loading_it_in_python_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    Captioner.from_pretrained()
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.skipif("CAPTIONER_FLICKR8K" not in os.environ, reason="CAPTIONER_FLICKR8K names no folder of Flickr8k")

@@ -125,7 +125,7 @@ class TorchCaptionStream:
 
     @torch.inference_mode()
     def _decode(self, pixel_values: Tensor) -> list[Caption]:
-        encoded = self.captioner.model.encoder(pixel_values=pixel_values.to(self.captioner.dtype)).last_hidden_state
+        encoded = self.captioner.model.encoder(pixel_values=pixel_values).last_hidden_state
         self.tags.extend(self.captioner._tags(encoded))
         return self._captions(self.generation.add(encoded))
 

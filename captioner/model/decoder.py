@@ -25,7 +25,7 @@ class CaptionerDecoder(nn.Module):
         input_ids: Tensor,
         encoder_hidden_states: Tensor | None,
         attention_mask: Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """Token ids [B * K, T] and image tokens [B, P, D] -> hidden states [B * K, T, D].
@@ -44,13 +44,13 @@ class CaptionerDecoder(nn.Module):
             )
         mask, is_causal = attention_mask, False
         if position_ids is None:
-            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+            past_length = 0 if cache is None else cache.get_seq_length()
             length, device = input_ids.shape[1], input_ids.device
             mask, is_causal = self._mask(attention_mask, length, past_length, device)
             position_ids = self._positions(attention_mask, length, past_length, device)
         hidden_states = self.dropout(self.embed_tokens(input_ids) + self.embed_positions(position_ids))
         for layer in self.layers:
-            hidden_states = layer(hidden_states, encoder_hidden_states, mask, is_causal, past_key_values)
+            hidden_states = layer(hidden_states, encoder_hidden_states, mask, is_causal, cache)
         return self.norm(hidden_states)
 
     def _positions(self, attention_mask: Tensor | None, length: int, past_length: int, device: torch.device) -> Tensor:

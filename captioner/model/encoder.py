@@ -130,22 +130,33 @@ class CaptionerEncoder(nn.Module):
         self,
         pixel_values: Tensor | None = None,
         trunk_features: Tensor | None = None,
-        return_dict: bool | None = True,
-        **kwargs: Any,
-    ) -> BaseModelOutput:
-        """Images [B, 3, height, width], or trunk tokens [B, P, C] computed before, -> last_hidden_state [B, P, D]."""
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput | tuple[Tensor, ...]:
+        """Images [B, 3, height, width], or trunk tokens [B, P, C] computed before, -> last_hidden_state [B, P, D].
+
+        `generate` passes `output_attentions` and `output_hidden_states`.
+
+        Raises:
+            ValueError: both kinds of input or neither; attentions or hidden states, which are not kept, are asked for.
+        """
         if (pixel_values is None) == (trunk_features is None):
             raise ValueError("the encoder needs either pixel_values or trunk_features")
+        if output_attentions or output_hidden_states:
+            raise ValueError("output_attentions and output_hidden_states are not supported")
         grid = None
         if trunk_features is None:
             learns = any(parameter.requires_grad for parameter in self.trunk.parameters())
             with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-                trunk_features, grid = self.trunk(pixel_values)
+                # Processors give float32 whatever the weights are: a checkpoint stored in half precision stays in it.
+                trunk_features, grid = self.trunk(pixel_values.to(next(self.trunk.parameters()).dtype))
         else:
             # Of the bridge where it has weights: the trunk at rest need not be in the same precision.
             trunk_features = trunk_features.to(next(chain(self.bridge.parameters(), self.trunk.parameters())).dtype)
         last_hidden_state = self.bridge(trunk_features, self.trunk.num_prefix_tokens, grid)
-        return BaseModelOutput(last_hidden_state=last_hidden_state)
+        output = BaseModelOutput(last_hidden_state=last_hidden_state)
+        return output if return_dict is not False else output.to_tuple()
 
 
 class Bridge(nn.Module):

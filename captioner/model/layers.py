@@ -27,12 +27,12 @@ class SelfAttention(nn.Module):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         is_causal: bool = False,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
     ) -> Tensor:
         """[N, T, D] -> [N, T, D]; `attention_mask` is boolean, True where a key may be seen."""
         query, key, value = _split_heads(self.qkv_proj(hidden_states), 3, self.num_heads)
-        if past_key_values is not None:
-            key, value = past_key_values.self_attention_cache.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.self_attention_cache.update(key, value, self.layer_idx)
         context = attention(query, key, value, attention_mask, is_causal)
         return self.out_proj(_merge_heads(context))
 
@@ -49,10 +49,10 @@ class CrossAttention(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: Tensor, encoder_hidden_states: Tensor, past_key_values: EncoderDecoderCache | None = None
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, cache: EncoderDecoderCache | None = None
     ) -> Tensor:
         """[B * K, T, D] over [B, P, D] -> [B * K, T, D]."""
-        key, value = self._keys_and_values(encoder_hidden_states, past_key_values)
+        key, value = self._keys_and_values(encoder_hidden_states, cache)
         shape = hidden_states.shape
         # Attention to an image is independent per query: the queries of its K captions line up as one long sequence.
         query = self.q_proj(hidden_states).view(key.shape[0], -1, shape[-1])
@@ -61,16 +61,16 @@ class CrossAttention(nn.Module):
         return self.out_proj(_merge_heads(context).view(shape))
 
     def _keys_and_values(
-        self, encoder_hidden_states: Tensor, past_key_values: EncoderDecoderCache | None
+        self, encoder_hidden_states: Tensor, cache: EncoderDecoderCache | None
     ) -> tuple[Tensor, Tensor]:
         """[B, P, D] -> keys and values [B, H, P, D / H], projected once for a whole generation."""
-        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
-            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+        if cache is not None and cache.is_updated.get(self.layer_idx):
+            layer = cache.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
         key, value = _split_heads(self.kv_proj(encoder_hidden_states), 2, self.num_heads)
-        if past_key_values is not None:
-            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
-            past_key_values.is_updated[self.layer_idx] = True
+        if cache is not None:
+            key, value = cache.cross_attention_cache.update(key, value, self.layer_idx)
+            cache.is_updated[self.layer_idx] = True
         return key, value
 
 
@@ -102,13 +102,13 @@ class TransformerLayer(GradientCheckpointingLayer):
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         is_causal: bool = False,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
     ) -> Tensor:
         """Without `encoder_hidden_states` the layer goes without its cross-attention."""
-        attended = self.self_attn(self.self_attn_norm(hidden_states), attention_mask, is_causal, past_key_values)
+        attended = self.self_attn(self.self_attn_norm(hidden_states), attention_mask, is_causal, cache)
         hidden_states = hidden_states + self.dropout(attended)
         if encoder_hidden_states is not None and self.cross_attn is not None and self.cross_attn_norm is not None:
-            attended = self.cross_attn(self.cross_attn_norm(hidden_states), encoder_hidden_states, past_key_values)
+            attended = self.cross_attn(self.cross_attn_norm(hidden_states), encoder_hidden_states, cache)
             hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
 

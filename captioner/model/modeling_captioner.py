@@ -52,6 +52,7 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # tells transformers' Trainer to pass `num_items_in_batch`
     _supports_sdpa = True
     _no_split_modules = ["TransformerLayer"]  # noqa: RUF012 - transformers' form
     _tied_weights_keys = {"lm_head.weight": "decoder.embed_tokens.weight"}  # noqa: RUF012 - transformers' form
@@ -123,15 +124,17 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         trunk_features: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        return_dict: bool | None = True,
-        **kwargs: Any,
-    ) -> Seq2SeqLMOutput:
-        """One pass: encode the images (unless `encoder_outputs` holds that), decode captions against them.
+        return_dict: bool | None = None,
+    ) -> Seq2SeqLMOutput | tuple[Any, ...]:
+        """Encode the images (unless `encoder_outputs` is given) and decode captions against them.
+
+        There is no `**kwargs`: an argument that this model does not know raises a TypeError. A name that transformers
+        changes must not vanish in silence, as `past_key_values` did when it became `cache`.
 
         Args:
             pixel_values: [B, 3, height, width], as the processor gives them.
@@ -140,6 +143,7 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels: [B * K, T], `IGNORE_INDEX` where nothing is to be predicted; gives `decoder_input_ids` by
                 `shift_tokens_right` where these are not given, and the loss: mean cross-entropy over valid tokens
                 (over `num_items_in_batch` where given).
+            return_dict: False returns a tuple of the fields that are not None.
         """
         if encoder_outputs is None:
             encoder_outputs = self.encoder(pixel_values=pixel_values, trunk_features=trunk_features)
@@ -147,19 +151,20 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if labels is None:
                 raise ValueError("forward needs decoder_input_ids or labels")
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        if use_cache and past_key_values is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        if use_cache and cache is None:
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
-        hidden_states = self.decoder(decoder_input_ids, encoder_outputs[0], decoder_attention_mask, past_key_values)
+        hidden_states = self.decoder(decoder_input_ids, encoder_outputs[0], decoder_attention_mask, cache)
         logits = self.lm_head(hidden_states)
 
         loss = None
         if labels is not None:
             total, count = caption_cross_entropy(logits, labels)
             loss = total / (count if num_items_in_batch is None else num_items_in_batch)
-        return Seq2SeqLMOutput(
+        output = Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=past_key_values,
+            cache=cache,
             encoder_last_hidden_state=encoder_outputs[0],
         )
+        return output if return_dict is not False else output.to_tuple()

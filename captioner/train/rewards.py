@@ -149,7 +149,7 @@ def _write(
     running = torch.ones(len(rows), dtype=torch.bool, device=device)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     for step in range(max_tokens):
-        hidden_states = model.decoder(tokens, encoder_hidden_states, past_key_values=cache)
+        hidden_states = model.decoder(tokens, encoder_hidden_states, cache=cache)
         tokens = choose(model.lm_head(hidden_states)[:, -1], rows, step)
         labels[rows[running], step] = tokens[running, 0]
         running &= tokens[:, 0] != model.config.eos_token_id

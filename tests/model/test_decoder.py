@@ -23,8 +23,8 @@ def test_cached_steps_and_chunks_equal_one_uncached_pass(make_model: Any, captio
     uncached = model(encoder_outputs=encoded, decoder_input_ids=captions).logits
     steps, past = [], None
     for chunk in captions.split([1, 1, 4, 1, 2], dim=1):
-        output = model(encoder_outputs=encoded, decoder_input_ids=chunk, past_key_values=past, use_cache=True)
-        past = output.past_key_values
+        output = model(encoder_outputs=encoded, decoder_input_ids=chunk, cache=past, use_cache=True)
+        past = output.cache
         steps.append(output.logits)
     assert_close(torch.cat(steps, dim=1), uncached, rtol=1e-4, atol=1e-4)
 
@@ -112,10 +112,10 @@ def test_padding_on_the_left_changes_nothing(make_model: Any) -> None:
             encoder_outputs=encoded,
             decoder_input_ids=chunk,
             decoder_attention_mask=mask[:, :end],
-            past_key_values=past,
+            cache=past,
             use_cache=True,
         )
-        past = output.past_key_values
+        past = output.cache
         steps.append(output.logits)
     cached = torch.cat(steps, dim=1)
     assert_close(cached[0], padded[0], rtol=1e-4, atol=1e-4)

@@ -170,3 +170,17 @@ def test_a_configuration_that_cannot_be_built_is_refused() -> None:
         CaptionerConfig(hidden_size=30, num_attention_heads=4)
     with pytest.raises(ValueError, match="hidden_size 30 must be a multiple of 4"):
         CaptionerConfig(hidden_size=30, num_attention_heads=2, encoder_layers=1)
+
+
+def test_forward_raises_on_arguments_that_it_does_not_know(make_model: Any, images: torch.Tensor) -> None:
+    """One that vanished in `**kwargs`, a cache under a new name, made `generate` write garbage."""
+    with pytest.raises(TypeError, match="past_key_values"):
+        make_model()(images, labels=LABELS, past_key_values=None)
+    with pytest.raises(ValueError, match="output_attentions"):
+        make_model().generate(images, output_attentions=True, return_dict_in_generate=True)
+
+
+def test_a_tuple_holds_the_same_as_the_named_output(make_model: Any, images: torch.Tensor) -> None:
+    model = make_model().eval()
+    named, plain = (model(images, labels=LABELS, return_dict=return_dict) for return_dict in (True, False))
+    assert_close(plain, (named.loss, named.logits, named.encoder_last_hidden_state))
