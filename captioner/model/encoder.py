@@ -146,12 +146,12 @@ class CaptionerEncoder(nn.Module):
         if output_attentions or output_hidden_states:
             raise ValueError("output_attentions and output_hidden_states are not supported")
         grid = None
-        if trunk_features is None:
+        if pixel_values is not None:
             learns = any(parameter.requires_grad for parameter in self.trunk.parameters())
             with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
                 # Processors give float32 whatever the weights are: a checkpoint stored in half precision stays in it.
                 trunk_features, grid = self.trunk(pixel_values.to(next(self.trunk.parameters()).dtype))
-        else:
+        elif trunk_features is not None:
             # Of the bridge where it has weights: the trunk at rest need not be in the same precision.
             trunk_features = trunk_features.to(next(chain(self.bridge.parameters(), self.trunk.parameters())).dtype)
         last_hidden_state = self.bridge(trunk_features, self.trunk.num_prefix_tokens, grid)
