@@ -391,23 +391,54 @@ class RunConfig(Section):
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a recipe, apply `a.b.0.c=value` overrides (in YAML), expand `${VARIABLES}`, check every key and type.
 
+    Of two overrides of one key the later wins; two equal keys in the file, or within one override, are an error.
+
     Raises:
-        CaptionerError: the file is missing or not YAML, a key is unknown (with the nearest valid name), a value has
-            the wrong type, a variable is not set; the message names the file and the key.
+        CaptionerError: the file is missing or not YAML, a mapping has a key twice, a key is unknown (with the nearest
+            valid name), a value has the wrong type, a variable is not set; the message names the file and the key.
     """
     path = Path(path)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
         raise CaptionerError(f"{path}: no such recipe" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = _load_yaml(path.read_text(encoding="utf-8"), str(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CaptionerError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise CaptionerError(f"{path}: {error.strerror}") from error
     if not isinstance(tree, dict):
         raise CaptionerError(f"{path}: a recipe is a mapping of keys to values")
     for override in overrides or []:
         _apply_override(tree, override)
     return validated(RunConfig, _expand_variables(tree, str(path)), str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys and says nothing; here a mapping has a key once."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":  # merges may be several
+                continue
+            line = key.start_mark.line + 1
+            if key.value in first:
+                raise CaptionerError(
+                    f"{self.name}: the key {key.value!r} is in line {first[key.value]} and in line {line}"
+                )
+            first[key.value] = line
+        return node
+
+
+def _load_yaml(text: str, where: str) -> Any:
+    loader = _Loader(text)
+    loader.name = where
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def validated(section: type[AnySection], values: dict[str, Any], where: str) -> AnySection:
@@ -431,7 +462,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     for name in parents:
         node = _child(node, name, override)
     try:
-        parsed = yaml.safe_load(value)
+        parsed = _load_yaml(value, f"override {override!r}")
     except yaml.YAMLError as error:
         raise CaptionerError(f"override {override!r}: the value is not YAML") from error
     if isinstance(node, list):

@@ -114,6 +114,51 @@ def test_files_that_are_no_recipes_are_refused(recipe: Path) -> None:
     assert refusal(recipe) == f"{recipe}: a recipe is a mapping of keys to values"
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("output_dir: out", "output_dir: out\noutput_dir: in", "the key 'output_dir' is in line 2 and in line 3"),
+        (
+            "  train: {path: a.csv}",
+            '  train: {path: a.csv}\n  "train": {path: c.csv}',
+            "'train' is in line 4 and in line 5",
+        ),
+        ("{path: b.csv}", "{path: b.csv, split: val, path: c.csv}", "the key 'path' is in line 5 and in line 5"),
+        ("epochs: 2", "epochs: 2\n    name: three", "the key 'name' is in line 8 and in line 10"),
+    ],
+)
+def test_a_key_that_stands_twice_is_named_with_its_file_and_lines(
+    recipe: Path, right: str, wrong: str, message: str
+) -> None:
+    recipe.write_text(RECIPE.replace(right, wrong, 1), encoding="utf-8")
+    explained = refusal(recipe)
+    assert explained.startswith(f"{recipe}: ") and message in explained
+
+
+def test_two_sections_of_one_name_are_refused_in_overrides_too(recipe: Path) -> None:
+    recipe.write_text(
+        f"{RECIPE}optimization: {{batch_size: 8}}\noptimization: {{weight_decay: 0.1}}\n", encoding="utf-8"
+    )
+    assert refusal(recipe) == f"{recipe}: the key 'optimization' is in line 12 and in line 13"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    override = "optimization={batch_size: 8, batch_size: 16}"
+    assert refusal(recipe, override) == f"override {override!r}: the key 'batch_size' is in line 1 and in line 1"
+
+
+def test_anchors_and_merged_keys_are_no_doubles(recipe: Path) -> None:
+    """Nor is a merged key that is given anew, in a mapping that others merge before it is read itself."""
+    recipe.write_text(
+        RECIPE.replace("{name: one, epochs: 1,", "&one {<<: {epochs: 3, word_dropout: 0.1}, name: one, epochs: 1,", 1)
+        + "  - {<<: *one, name: three, epochs: 4}\n"
+        + "  - {<<: *one, <<: {label_smoothing: 0.2}, name: four}\n",
+        encoding="utf-8",
+    )
+    phases = load_config(recipe).phases
+    assert [(phase.name, phase.epochs, phase.word_dropout, phase.label_smoothing) for phase in phases] == [
+        ("one", 1, 0.1, 0.1), ("two", 2, 0.0, 0.1), ("three", 4, 0.1, 0.1), ("four", 1, 0.1, 0.2)
+    ]  # fmt: skip
+
+
 def test_overrides_reach_sections_and_items_of_lists(recipe: Path) -> None:
     config = load_config(
         recipe,
