@@ -113,6 +113,8 @@ def _read(source: str | Path | bytes | ReadableImage, name: str) -> bytes:
         if isinstance(source, bytes):
             data = source
         elif isinstance(source, str | os.PathLike):
+            if os.path.isdir(source):
+                os.scandir(source).close()  # a folder that a search for images could not read says why
             if os.path.exists(source) and not os.path.isfile(source):
                 raise ImageError(name, "not_a_file", "is a folder or device, not an image file")
             if os.path.getsize(source) > MAX_BYTES:
@@ -125,7 +127,7 @@ def _read(source: str | Path | bytes | ReadableImage, name: str) -> bytes:
     except PermissionError as error:
         raise ImageError(name, "no_permission", "may not be read: permission denied") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ImageError(name, "missing", f"cannot be read: {error}") from error
+        raise ImageError(name, "missing", f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not data:
         raise ImageError(name, "empty", "the file is empty (zero bytes)")
     return data
