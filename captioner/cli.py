@@ -113,12 +113,13 @@ def train(
 ) -> None:
     """Train or fine-tune a captioner by a recipe; `accelerate launch train.py` runs it on many processes."""
     from captioner.config import load_config
+    from captioner.infer.processes import this_process
     from captioner.train.dry_run import dry_run
     from captioner.train.trainer import train as run
 
     _refuse_a_lonely_process("train.py")
+    is_main = this_process().rank == 0
     recipe = load_config(config, overrides)
-    is_main = os.environ.get("RANK", "0") == "0"
     if dry:
         estimate = dry_run(recipe)
         if is_main:

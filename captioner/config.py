@@ -293,12 +293,12 @@ class Stretch(NamedTuple):
 
 class OptimizationConfig(Section):
     batch_size: int = Field(32, ge=1, description="Images a step and process.")
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Default: the launcher's, or 1.")
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float | None = Field(None, gt=0, lt=1, description="Validate and save an exponential moving average.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Default: the launcher's, or no.")
 
 
 class ValidationConfig(Section):

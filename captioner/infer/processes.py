@@ -59,8 +59,17 @@ class Process:
 
 
 def this_process() -> Process:
-    """The process that runs this."""
-    return Process(_number(RANK, 0), _number(COUNT, 1), _number(LOCAL_RANK, 0), _number(LOCAL_COUNT, 1))
+    """The process that runs this.
+
+    Raises:
+        CaptionerError: a variable that the launcher sets is not a number, or the rank not below the count.
+    """
+    process = Process(_number(RANK, 0), _number(COUNT, 1), _number(LOCAL_RANK, 0), _number(LOCAL_COUNT, 1))
+    if not 0 <= process.rank < process.count:
+        raise CaptionerError(
+            f"the environment says that this is process {process.rank} (RANK) of {process.count} (WORLD_SIZE)"
+        )
+    return process
 
 
 def available_cores() -> int:
@@ -70,4 +79,10 @@ def available_cores() -> int:
 
 
 def _number(names: tuple[str, ...], default: int) -> int:
-    return next((int(os.environ[name]) for name in names if name in os.environ), default)
+    for name in names:
+        if name in os.environ:
+            try:
+                return int(os.environ[name])
+            except ValueError:
+                raise CaptionerError(f"the environment variable {name} is {os.environ[name]!r}, not a number") from None
+    return default

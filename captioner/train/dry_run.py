@@ -8,11 +8,11 @@ from pathlib import Path
 
 import psutil
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list
 
 from captioner.config import RunConfig, Stretch
 from captioner.train.data import TrainingData
+from captioner.train.launch import join_launch, obey_launcher
 from captioner.train.phases import apply_phase
 from captioner.train.trainer import Trainer
 
@@ -52,17 +52,18 @@ def dry_run(config: RunConfig) -> Estimate:
     Raises:
         CaptionerError: as the training would.
     """
+    config = obey_launcher(config)
     totals = {stretch.phase.name: stretch for stretch in config.schedule()}
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as the trainer's Accelerator will find it
+    launch = join_launch(config)
     with tempfile.TemporaryDirectory() as own:
         (folder,) = broadcast_object_list([own])  # the main process's, for all of them
         trainer = Trainer(_shortened(config, Path(folder)), resume=False)
-        steps = {name: _steps(config, trainer.data, stretch, state.num_processes) for name, stretch in totals.items()}
-        _keep(trainer.data, STEPS * _samples_a_step(config, state.num_processes))
+        steps = {name: _steps(config, trainer.data, stretch, launch.num_processes) for name, stretch in totals.items()}
+        _keep(trainer.data, STEPS * _samples_a_step(config, launch.num_processes))
         trainer.run()
-        state.wait_for_everyone()
+        launch.wait_for_everyone()
         log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-        state.wait_for_everyone()
+        launch.wait_for_everyone()
     phases = []
     for name, stretch in totals.items():
         timed = [line for line in log if line["phase"] == name and "loss" in line][1:]

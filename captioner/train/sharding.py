@@ -5,40 +5,18 @@ Parts are `DTensor`s, on which the optimizer works as on any tensor.
 """
 
 import copy
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from captioner.errors import CaptionerError
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-
-
-def check_launch(accelerator: Accelerator) -> None:
-    """Refuse what would train, but not as it was meant.
-
-    Raises:
-        CaptionerError: a launch with DeepSpeed, or with the first version of FSDP; processes that do not know of one
-            another, as torchrun's on a machine without GPUs.
-    """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes < started:
-        raise CaptionerError(
-            f"{started} processes were started, each of which would train alone; "
-            f"without GPUs: ACCELERATE_USE_CPU=true torchrun --nproc-per-node {started} train.py ..."
-        )
-    kind = accelerator.distributed_type
-    if kind == DistributedType.DEEPSPEED:
-        raise CaptionerError("DeepSpeed is not supported: configs/accelerate/zero2_8gpu.yaml shards as its ZeRO-2 does")
-    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise CaptionerError("this launch has fsdp_version 1: set 2, as configs/accelerate/fsdp2_8gpu.yaml does")
 
 
 def prepare_optimizer(

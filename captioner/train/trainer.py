@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -32,6 +31,7 @@ from captioner.train.averaging import WeightAverage
 from captioner.train.build import build_captioner
 from captioner.train.data import TrainingData
 from captioner.train.features import cache_features
+from captioner.train.launch import join_launch, obey_launcher
 from captioner.train.objectives import JointModel, Losses, Objectives
 from captioner.train.phases import apply_phase, build_optimizer, set_modes, set_rates
 from captioner.train.report import ReportPhoto, write_report
@@ -64,16 +64,11 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, resume: bool) -> None:
-        self.config = config
+        self.config = config = obey_launcher(config)
         self.output_dir = Path(config.output_dir)
         self.last, self.best = self.output_dir / "last", self.output_dir / "best"
         self.report = self.output_dir / "report.html"
-        self.accelerator = Accelerator(
-            mixed_precision=config.optimization.mixed_precision,
-            log_with=list(config.log_with) or None,
-            project_dir=str(self.output_dir),
-        )
-        sharding.check_launch(self.accelerator)
+        self.accelerator = join_launch(config)
         found = self._find_checkpoint()
         if found and not resume:
             raise CaptionerError(f"{self.output_dir} holds a training: pass --resume, or set another output_dir")

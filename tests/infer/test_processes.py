@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from captioner.errors import CaptionerError
 from captioner.infer import trained
 from captioner.infer.processes import Process, available_cores, this_process
 
@@ -16,6 +17,24 @@ def test_a_launch_is_known_by_its_environment(monkeypatch: pytest.MonkeyPatch, n
     for name, number in zip(names.split(), ("5", "8", "1", "4"), strict=False):
         monkeypatch.setenv(name, number)
     assert this_process() == (Process(5, 8, 1, 4) if "LOCAL_RANK" in names else Process(5, 8))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("RANK", "", "RANK is '', not a number"),
+        ("WORLD_SIZE", "x", "WORLD_SIZE is 'x', not a number"),
+        ("PMI_RANK", "first", "PMI_RANK is 'first', not a number"),
+        ("RANK", "1", r"process 1 \(RANK\) of 1 \(WORLD_SIZE\)"),
+        ("WORLD_SIZE", "0", r"process 0 \(RANK\) of 0 \(WORLD_SIZE\)"),
+    ],
+)
+def test_an_environment_that_no_launch_has_is_refused_by_the_variable_s_name(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(CaptionerError, match=message):
+        this_process()
 
 
 def test_every_image_is_exactly_one_process_s() -> None:
