@@ -32,7 +32,7 @@ from transformers.activations import ACT2FN
 
 from captioner.card import read_card, usage, write_card
 from captioner.errors import CaptionerError
-from captioner.hub import find_model, new_folder
+from captioner.hub import find_model, new_folder, quiet_transformers
 from captioner.model.build import build_model
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
@@ -107,9 +107,10 @@ def convert_model(source: str | Path, output: Path) -> float:
         try:
             config = _read_config(folder)
             weights = _renamed(_read_weights(folder), config)
-            original = VisionEncoderDecoderModel.from_pretrained(
-                folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
-            ).eval()
+            with quiet_transformers():
+                original = VisionEncoderDecoderModel.from_pretrained(
+                    folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
+                ).eval()
             new_config = _new_config(config, original.generation_config)
             processor = CaptionerProcessor(
                 _image_processor(folder, new_config), _tokenizer(folder, config.decoder, new_config)
@@ -288,7 +289,8 @@ def _image_processor(folder: Path, config: CaptionerConfig) -> CaptionerImagePro
 
 
 def _tokenizer(folder: Path, decoder: PreTrainedConfig, config: CaptionerConfig) -> PreTrainedTokenizerFast:
-    """The checkpoint's tokenizer, whose encodings now end with the end of sequence, as captions to learn from must."""
+    """The checkpoint's tokenizer, whose encodings now end with the end of sequence, as captions to learn from must, and
+    hold no other special token: text that spells one is text."""
     _require(folder, "tokenizer.json", "vocab.json")
     original = AutoTokenizer.from_pretrained(folder, config=decoder, local_files_only=True, trust_remote_code=False)
     if not isinstance(original, PreTrainedTokenizerFast):
@@ -300,8 +302,11 @@ def _tokenizer(folder: Path, decoder: PreTrainedConfig, config: CaptionerConfig)
     if None in (pad, start, end):
         raise CaptionerError(f"its tokenizer does not have all of the tokens {ids}: padding, start and end")
     backend = original.backend_tokenizer
+    backend.add_special_tokens([pad, start, end])  # some files have them as ordinary words
     backend.post_processor = TemplateProcessing(single=["$A", end], special_tokens=[(end, config.eos_token_id)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=pad, bos_token=start, eos_token=end)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=pad, bos_token=start, eos_token=end, split_special_tokens=True
+    )
 
 
 def _require(folder: Path, *files: str) -> None:

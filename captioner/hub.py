@@ -115,7 +115,7 @@ def load_model(
             raise ValueError("config.json is no JSON object")
         if config.get("model_type") != CaptionerConfig.model_type:
             raise CaptionerError(f"{name}: a {config.get('model_type')!r} model, not a {CaptionerConfig.model_type!r}")
-        with _quiet_transformers():
+        with quiet_transformers():
             model, report = CaptionerForConditionalGeneration.from_pretrained(
                 folder,
                 dtype=torch.float32,
@@ -136,7 +136,7 @@ def load_model(
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers' "Loading weights" bar off stderr, which belongs to our caller."""
     from transformers.utils import logging
 

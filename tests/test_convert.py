@@ -36,7 +36,9 @@ from transformers import (
 from captioner import cli, convert
 from captioner.config import RunConfig
 from captioner.convert import convert_model
+from captioner.data.tokenizer import encode_texts
 from captioner.errors import CaptionerError
+from captioner.export.tokenizer import load_tokenizer
 from captioner.hub import load_model
 from captioner.infer.captioner import Captioner
 from captioner.infer.generation import GenerationOptions, generate
@@ -202,6 +204,33 @@ def test_its_tokenizer_ends_captions_to_learn_from(checkpoints, converted):
     text = "Two dogs, in the \N{SNOWFLAKE}"
     assert ours(text).input_ids == [*theirs(text).input_ids, theirs.eos_token_id]
     assert ours.decode(ours(text).input_ids, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("is_marked", [True, False], ids=["special", "ordinary in the file"])
+def test_text_that_spells_a_special_token_stays_text(checkpoint, tmp_path, is_marked):
+    change(checkpoint / "tokenizer.json", "added_tokens", 0, "special", value=is_marked)
+    convert_model(checkpoint, tmp_path / "out")
+    tokenizer = load_model(tmp_path / "out", "out")[1].tokenizer
+    exported = load_tokenizer(tmp_path / "out")
+    for text in (f"a sign that says {END} now", END, f"dog{END}s"):
+        ids = tokenizer(text).input_ids
+        assert ids.count(tokenizer.eos_token_id) == 1 and ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+        assert exported.encode(text) == encode_texts(tokenizer, [text])[0] == ids[:-1]
+
+
+def test_banned_and_forced_words_are_spelled_as_in_the_middle_of_a_caption(converted):
+    """GPT-2 has a token for " dogs" and others for "dogs"."""
+    captioner = Captioner.from_pretrained(converted["vit"], device="cpu")
+    words = captioner.spelled(" two dogs ", ["dogs", " play  in "], "dogs")
+    (within,), (alone,) = (encode_texts(captioner.processor.tokenizer, [text]) for text in (" dogs", "dogs"))
+    start = captioner.model.config.decoder_start_token_id
+    assert within != alone
+    assert words["force_words_ids"] == (tuple(within),)
+    assert words["banned_ids"][0] == tuple(within) and (start, *alone) in words["banned_ids"]
+    texts = [captioner.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in words["banned_ids"]]
+    assert texts == [" dogs", " play in", "dogs", "play in"]
+    assert captioner.processor.tokenizer.decode(words["prefix_ids"]) == "two dogs"
 
 
 @pytest.fixture

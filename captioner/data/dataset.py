@@ -3,7 +3,7 @@
 Shapes: B images, K captions an image, T tokens of the longest caption in the batch, C tags.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from captioner.config import AugmentationConfig, DataConfig
 from captioner.data.images import ImageError, load_image
 from captioner.data.sources import Sample
-from captioner.data.tokenizer import clean_caption
+from captioner.data.tokenizer import clean_caption, encode_texts
 
 IGNORE_INDEX = -100  # the label that torch's cross-entropy leaves out
 
@@ -193,10 +193,8 @@ class TextDataset(Dataset):
 def encode_captions(captions: Sequence[Sequence[str]], tokenizer: Any, max_tokens: int) -> list[list[list[int]]]:
     """Ids of every image's captions, end-of-sequence last; longer captions are cut before it."""
     texts = [clean_caption(caption) for group in captions for caption in group]
-    encoded: Iterator[list[int]] = iter(tokenizer(texts).input_ids if texts else [])
-    end = tokenizer.eos_token_id
-    return [[[*ids[: max_tokens - 1], end] if len(ids) > max_tokens else ids
-             for ids in (next(encoded) for _ in group)] for group in captions]  # fmt: skip
+    encoded = ([*ids[: max_tokens - 1], tokenizer.eos_token_id] for ids in encode_texts(tokenizer, texts))
+    return [[next(encoded) for _ in group] for group in captions]
 
 
 def collate(items: list[dict[str, Any]], captions_per_image: int) -> Batch:

@@ -1,9 +1,10 @@
-"""Train the SentencePiece tokenizer on captions, in whatever script they are."""
+"""Captions to token ids, and the SentencePiece tokenizer that is trained on them, in whatever script they are."""
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -14,6 +15,16 @@ from captioner.errors import CaptionerError
 def clean_caption(caption: str) -> str:
     """White space collapsed and a final full stop dropped: half of all captions have one, and it says nothing."""
     return re.sub(r"\s*[.。]+$", "", " ".join(caption.split()))
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text by a tokenizer of transformers, without start or end of sequence.
+
+    Text that spells a special token is encoded as text: "a sign that says </s>" does not end there.
+    """
+    if not texts:
+        return []
+    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True).input_ids
 
 
 def train_tokenizer(captions: Iterable[str], config: TokenizerConfig, path: Path) -> None:

@@ -5,7 +5,7 @@ Shapes: B images, K captions an image, T tokens so far, P image tokens, L layers
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -91,8 +91,8 @@ class ExportedCaptioner:
         *,
         batch_size: int = 16,
         prefix: str = "",
-        banned_words: Sequence[str] = (),
-        forced_words: Sequence[str] = (),
+        banned_words: str | Iterable[str] = (),
+        forced_words: str | Iterable[str] = (),
         **options: Any,
     ) -> Caption | list[Caption]:
         """Caption one image, or a list of images.
@@ -101,7 +101,7 @@ class ExportedCaptioner:
             images: a path, the bytes of an image file, a PIL image, or a list of these.
             batch_size: images captioned at once.
             prefix: how every caption starts: "a photo of".
-            banned_words: words, or sequences of words, that no caption uses as the tokenizer spells them here.
+            banned_words: words or phrases that no caption uses, as the tokenizer spells them here.
             forced_words: only the model that was exported knows how to make captions hold these.
             options: fields of `GenerationOptions`; the defaults are `self.defaults`, then those of the fields.
 
@@ -113,7 +113,7 @@ class ExportedCaptioner:
             words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
             return self([images], batch_size=batch_size, **words, **options)[0]
         batches = pixel_batches(images, self.preprocessing, batch_size)
-        given = options | spelled(self.token_ids, prefix, banned_words, forced_words)
+        given = options | spelled(self.token_ids, self.start, prefix, banned_words, forced_words)
         chosen = options_with(self.defaults, given)
         self.room(chosen)
         return [caption for pixel_values in batches for caption in self.caption(pixel_values, chosen)]

@@ -11,7 +11,7 @@ class ExportedTokenizer(Protocol):
     """Text <-> ids, without torch or transformers."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without start or end of sequence."""
+        """Ids of a text, without start or end of sequence. What spells a special token is text like any other."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, special tokens left out."""
@@ -66,6 +66,7 @@ class FastTokenizer:
         self.model = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         self.model.no_padding()
         self.model.no_truncation()
+        self.model.encode_special_tokens = True  # as text
 
     def encode(self, text: str) -> list[int]:
         return self.model.encode(text, add_special_tokens=False).ids

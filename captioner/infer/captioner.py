@@ -4,7 +4,7 @@ It loads no torch: an exported model does without.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
@@ -89,8 +89,8 @@ class Captioner(ABC):
         *,
         batch_size: int | None = None,
         prefix: str = "",
-        banned_words: Sequence[str] = (),
-        forced_words: Sequence[str] = (),
+        banned_words: str | Iterable[str] = (),
+        forced_words: str | Iterable[str] = (),
         **options: Any,
     ) -> Caption | list[Caption]:
         """Caption one image, or a list of images.
@@ -99,8 +99,8 @@ class Captioner(ABC):
             images: a path, the bytes of an image file, a PIL image, or a list of these.
             batch_size: images captioned at once; default: the captioner's.
             prefix: how every caption starts: "a photo of".
-            banned_words: words, or sequences of words, that no caption uses as the tokenizer spells them here.
-            forced_words: words, or sequences of words, that every caption holds, likewise; beam search alone can do it.
+            banned_words: words or phrases that no caption uses, as the tokenizer spells them here.
+            forced_words: words or phrases that every caption holds; they need beam search.
             options: fields of `GenerationOptions`; defaults are the model's own, where it has any.
 
         Raises:
@@ -125,9 +125,11 @@ class Captioner(ABC):
         """
         return options_with(self.defaults, given)
 
-    def spelled(self, prefix: str, banned_words: Sequence[str], forced_words: Sequence[str]) -> dict[str, Any]:
+    def spelled(
+        self, prefix: str, banned_words: str | Iterable[str], forced_words: str | Iterable[str]
+    ) -> dict[str, Any]:
         """The fields of `GenerationOptions` that these make, as `__call__` describes them."""
-        return spelled(self._token_ids, prefix, banned_words, forced_words)
+        return spelled(self._token_ids, self._start, prefix, banned_words, forced_words)
 
     @abstractmethod
     def tune(self, options: GenerationOptions, batch_size: int | None = None) -> None:
@@ -140,6 +142,11 @@ class Captioner(ABC):
     @abstractmethod
     def stream(self, options: GenerationOptions) -> "CaptionStream":
         """Where preprocessed images go in, batch after batch, and captions come out."""
+
+    @property
+    @abstractmethod
+    def _start(self) -> int:
+        """The token that every sequence starts with."""
 
     @abstractmethod
     def _token_ids(self, text: str) -> tuple[int, ...]:

@@ -57,6 +57,10 @@ class OnnxCaptioner(Captioner):
     def on_half_the_threads(self) -> ExportedCaptioner:
         return ExportedCaptioner(self.folder, num_threads=half_the_threads())
 
+    @property
+    def _start(self) -> int:
+        return self.exported.start
+
     def _token_ids(self, text: str) -> tuple[int, ...]:
         return self.exported.token_ids(text)
 

@@ -1,7 +1,7 @@
 """What captioning may be asked for: one frozen object, whoever computes it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -76,6 +76,10 @@ class GenerationOptions:
         self._require(self.num_return_sequences >= 1, "num_return_sequences", "at least 1")
         self._require(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", "at most max_new_tokens")
         self._require(-50 <= self.length_penalty <= 50, "length_penalty", "between -50 and 50")  # powers stay finite
+        object.__setattr__(self, "prefix_ids", self._token_ids("prefix_ids", self.prefix_ids))
+        for name in ("banned_ids", "force_words_ids"):
+            self._require(_is_list(getattr(self, name)), name, "sequences of token ids")
+            object.__setattr__(self, name, tuple(self._token_ids(name, ids) for ids in getattr(self, name)))
         self._require(all(self.banned_ids), "banned_ids", "sequences of at least 1 token")
         self._require(all(self.force_words_ids), "force_words_ids", "sequences of at least 1 token")
         self._require(0 < self.temperature < math.inf, "temperature", "above 0")
@@ -133,18 +137,53 @@ class GenerationOptions:
                 raise CaptionerError(f"{name} {ids} hold the end of sequence, {end}")
         return room
 
+    def _token_ids(self, name: str, ids: Any) -> tuple[int, ...]:
+        tokens = tuple(ids) if _is_list(ids) else (None,)
+        is_valid = all(isinstance(token, Integral) for token in tokens)
+        self._require(is_valid, name, "token ids" if name == "prefix_ids" else "sequences of token ids")
+        return tuple(map(int, tokens))
+
     def _require(self, condition: bool, name: str, expectation: str) -> None:
         if not condition:
             raise CaptionerError(f"{name} must be {expectation}; it is {getattr(self, name)}")
 
 
+def _is_list(value: object) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+
+
 def spelled(
-    token_ids: Callable[[str], tuple[int, ...]], prefix: str, banned_words: Sequence[str], forced_words: Sequence[str]
+    token_ids: Callable[[str], tuple[int, ...]],
+    start: int,
+    prefix: str,
+    banned_words: str | Iterable[str],
+    forced_words: str | Iterable[str],
 ) -> dict[str, Any]:
-    """The options that these words make, as a tokenizer spells them."""
+    """The options that these words make. One string is one word, or one phrase.
+
+    A byte-level tokenizer such as GPT-2's spells a word otherwise after a space than at the start of a caption, where
+    `start` is the token before it. A banned word is banned in both places. A forced word comes after a space.
+
+    Raises:
+        CaptionerError: the prefix or a word is not text, or a word is blank.
+    """
+    if not isinstance(prefix, str):
+        raise CaptionerError(f"prefix must be a string; it is {prefix!r}")
+    begun = " ".join(prefix.split())
+    banned = _phrases("banned_words", banned_words)
+    at_start = [(start, *token_ids(phrase)) for phrase in banned if token_ids(phrase) != token_ids(f" {phrase}")]
     fields = {
-        "prefix_ids": token_ids(prefix) if prefix else (),
-        "banned_ids": tuple(map(token_ids, banned_words)),
-        "force_words_ids": tuple(map(token_ids, forced_words)),
+        "prefix_ids": token_ids(begun) if begun else (),
+        "banned_ids": (*(token_ids(f" {phrase}") for phrase in banned), *at_start),
+        "force_words_ids": tuple(token_ids(f" {phrase}") for phrase in _phrases("forced_words", forced_words)),
     }
     return {name: ids for name, ids in fields.items() if ids}  # others may be given as ids
+
+
+def _phrases(name: str, words: str | Iterable[str]) -> list[str]:
+    """Words or phrases without superfluous white space."""
+    given = [words] if isinstance(words, str) or not isinstance(words, Iterable) else list(words)
+    for word in given:
+        if not isinstance(word, str) or not word.strip():
+            raise CaptionerError(f"{name} must be words; {word!r} is none")
+    return [" ".join(word.split()) for word in given]

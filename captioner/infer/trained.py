@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.data.tokenizer import encode_texts
 from captioner.errors import CaptionerError
 from captioner.hub import load_model
 from captioner.infer.caption import Caption, Tag, Token, likely_tags
@@ -74,8 +75,12 @@ class TorchCaptioner(Captioner):
             self.model, self.dtype, self.precision = faster.model, faster.dtype, faster.precision
             self.may_round = False
 
+    @property
+    def _start(self) -> int:
+        return self.model.config.decoder_start_token_id
+
     def _token_ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.processor.tokenizer(text).input_ids[:-1])  # without the end of sequence
+        return tuple(encode_texts(self.processor.tokenizer, [text])[0])
 
     def stream(self, options: GenerationOptions) -> "TorchCaptionStream":
         return TorchCaptionStream(self, options)

@@ -8,7 +8,8 @@ from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 class CaptionerTokenizer(SentencePieceBackend):
     """Text <-> ids; `tokenizer(text).input_ids` ends with the end-of-sequence token and has no start token.
 
-    The model file's own normalisation (NFKC, lower case where trained so) is part of every encoding.
+    The model file's own normalisation (NFKC, lower case where trained so) is part of every encoding. Text that spells
+    a special token, as in "a sign that says </s>", is encoded as text.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 - transformers' form
@@ -20,6 +21,7 @@ class CaptionerTokenizer(SentencePieceBackend):
         bos_token: str = "<s>",
         eos_token: str = "</s>",
         unk_token: str = "<unk>",
+        split_special_tokens: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -28,8 +30,13 @@ class CaptionerTokenizer(SentencePieceBackend):
             bos_token=bos_token,
             eos_token=eos_token,
             unk_token=unk_token,
+            split_special_tokens=split_special_tokens,
             **kwargs,
         )
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        # By way of ids: characters that the model does not know would come back as they are, and might spell a token.
+        return self.sp_model.id_to_piece(self.sp_model.encode(text))
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None

@@ -1,5 +1,6 @@
 """The tokenizer is trained on captions of any script, loses nothing of them, and refuses what cannot be trained."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from PIL import Image
 from captioner import CaptionerTokenizer
 from captioner.cli import main
 from captioner.config import TokenizerConfig
-from captioner.data.tokenizer import clean_caption, train_tokenizer
+from captioner.data.tokenizer import clean_caption, encode_texts, train_tokenizer
 from captioner.errors import CaptionerError
 
 CAPTIONS = {
@@ -64,6 +65,40 @@ def test_special_tokens_have_the_ids_that_the_model_counts_on(tmp_path: Path) ->
     batch = tokenizer(["a red dog on a bench", "a"], padding=True)
     assert len(batch.input_ids[0]) == len(batch.input_ids[1])
     assert [bool(token) for token in batch.input_ids[1]] == [bool(seen) for seen in batch.attention_mask[1]]
+
+
+SPELL_SPECIAL_TOKENS = ["a sign that says </s> now", "</s>", "<s> a dog", "a<pad>dog", "<unk>", "</s></s>", "a </S>"]
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe", "char", "word"])
+@pytest.mark.parametrize("are_known", [True, False], ids=["learnt", "new"])
+def test_text_that_spells_a_special_token_stays_text(model_type: str, are_known: bool, tmp_path: Path) -> None:
+    """Also where the model knows none of the characters, which SentencePiece gives back in one piece."""
+    captions = ["my dog", *(SPELL_SPECIAL_TOKENS if are_known else [])] * 9
+    tokenizer = trained(captions, tmp_path, model_type=model_type)
+    encoded = encode_texts(tokenizer, SPELL_SPECIAL_TOKENS)
+    assert tokenizer(SPELL_SPECIAL_TOKENS).input_ids == [[*ids, tokenizer.eos_token_id] for ids in encoded]
+    for text, ids in zip(SPELL_SPECIAL_TOKENS, encoded, strict=True):
+        assert not {0, 1, 2} & set(ids)
+        if model_type in ("unigram", "bpe"):
+            assert tokenizer.unk_token_id not in ids
+            assert tokenizer.decode(ids, skip_special_tokens=True) == text.lower()
+
+
+def test_a_tokenizer_saved_before_stays_safe(tmp_path: Path) -> None:
+    """Folders that older versions wrote do not say that special tokens are split."""
+    trained(CAPTIONS["english"], tmp_path).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings.pop("split_special_tokens")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert CaptionerTokenizer.from_pretrained(tmp_path)("</s> </s>").input_ids.count(2) == 1
+
+
+def test_ordinary_captions_have_the_ids_that_sentencepiece_gives(tmp_path: Path) -> None:
+    tokenizer = trained(CAPTIONS["english"], tmp_path)
+    texts = [*CAPTIONS["english"], "Zürich 🐕", "", "  two   dogs  "]
+    assert encode_texts(tokenizer, texts) == tokenizer.sp_model.encode(texts)
+    assert encode_texts(tokenizer, []) == []
 
 
 @pytest.mark.parametrize(("lowercase", "expected"), [(True, "a red dog"), (False, "A Red Dog")])

@@ -23,6 +23,7 @@ OPTIONS = {
     "greedy": {"num_beams": 1},
     "greedy, prefix": {"num_beams": 1, "prefix_ids": (5, 9, 6), "no_repeat_ngram_size": 1},
     "greedy, banned words": {"num_beams": 1, "banned_ids": ((5,), (7, 8), (9, 4, 9))},
+    "greedy, banned at the start": {"num_beams": 1, "banned_ids": tuple((1, token) for token in range(3, 12))},
     "greedy, at least": {"num_beams": 1, "min_new_tokens": 5, "no_repeat_ngram_size": 2},
     "beams": {"num_beams": 3},
     "beams, short": {"num_beams": 2, "max_new_tokens": 4},

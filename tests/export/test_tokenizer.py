@@ -8,7 +8,7 @@ from captioner.hub import load_model
 
 def test_words_are_spelled_as_the_models_own_tokenizer_spells_them(tiny_captioner: Path):
     ours, theirs = load_tokenizer(tiny_captioner), load_model(tiny_captioner, "tiny")[1].tokenizer
-    for text in ("a red square", " green  TABLE ", "", "ﬁne \N{SNOWFLAKE}"):
+    for text in ("a red square", " green  TABLE ", "", "ﬁne \N{SNOWFLAKE}", "a red </s> square", "<s><pad> <unk>"):
         assert ours.encode(text) == theirs(text).input_ids[:-1]
 
 

@@ -131,6 +131,17 @@ def test_a_prefix_starts_every_caption_and_banned_words_are_in_none(model, pixel
         assert banned not in best.token_ids[2:]
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_what_is_banned_after_the_start_alone_may_come_later(model, pixel_values, num_beams):
+    start = model.config.decoder_start_token_id
+    free = generate(model, {"pixel_values": pixel_values}, GenerationOptions(num_beams=num_beams))
+    firsts = {best.token_ids[0] for best, *_ in free if best.token_ids}
+    banned = tuple((start, first) for first in firsts)
+    bound = generate(model, {"pixel_values": pixel_values}, GenerationOptions(num_beams=num_beams, banned_ids=banned))
+    assert firsts and not firsts & {best.token_ids[0] for best, *_ in bound if best.token_ids}
+    assert firsts & {token for best, *_ in bound for token in best.token_ids[1:]}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 
 from captioner.errors import CaptionerError
-from captioner.infer.options import GenerationOptions
+from captioner.infer.options import GenerationOptions, spelled
 
 
 @pytest.mark.parametrize(
@@ -11,8 +12,51 @@ from captioner.infer.options import GenerationOptions
         ({"max_new_tokens": 7.5}, "max_new_tokens must be a whole number; it is 7.5"),
         ({"do_sample": True, "top_p": "0.9"}, "top_p must be a number; it is 0.9"),
         ({"do_sample": True, "seed": 0.5}, "seed must be a whole number; it is 0.5"),
+        ({"prefix_ids": "man"}, "prefix_ids must be token ids; it is man"),
+        ({"prefix_ids": 5}, "prefix_ids must be token ids; it is 5"),
+        ({"banned_ids": (5, 7)}, r"banned_ids must be sequences of token ids; it is \(5, 7\)"),
+        ({"banned_ids": "man"}, "banned_ids must be sequences of token ids; it is man"),
+        ({"banned_ids": [["m", "a"]]}, "banned_ids must be sequences of token ids; it is"),
+        ({"force_words_ids": [[[5]]]}, "force_words_ids must be sequences of token ids; it is"),
     ],
 )
-def test_values_of_another_kind_is_refused(fields, message):
+def test_values_of_another_kind_are_refused(fields, message):
     with pytest.raises(CaptionerError, match=message):
         GenerationOptions(**fields)
+
+
+def test_token_ids_may_come_in_any_sequence():
+    options = GenerationOptions(prefix_ids=np.array([3, 4]), banned_ids=[[5], np.array([6, 7])], force_words_ids=[[8]])
+    assert (options.prefix_ids, options.banned_ids, options.force_words_ids) == ((3, 4), ((5,), (6, 7)), ((8,),))
+
+
+def letters(text: str) -> tuple[int, ...]:
+    """A tokenizer that does not tell a word after a space from one at the start."""
+    return tuple(map(ord, text.strip()))
+
+
+def test_one_string_is_one_word():
+    words = spelled(letters, 0, "a man", "man", "old man")
+    assert words == spelled(letters, 0, " a  man ", ["man"], (word for word in [" old  man"]))
+    assert words == {
+        "prefix_ids": letters("a man"),
+        "banned_ids": (letters("man"),),
+        "force_words_ids": (letters("old man"),),
+    }
+    assert spelled(letters, 0, "  ", (), []) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("", ["man", " "], ()), "banned_words must be words; ' ' is none"),
+        (("", "", ()), "banned_words must be words; '' is none"),
+        (("", (), [5]), "forced_words must be words; 5 is none"),
+        (("", (), 5), "forced_words must be words; 5 is none"),
+        (("", None, ()), "banned_words must be words; None is none"),
+        ((["a photo"], (), ()), r"prefix must be a string; it is \['a photo'\]"),
+    ],
+)
+def test_what_is_no_word_is_refused(words, message):
+    with pytest.raises(CaptionerError, match=message):
+        spelled(letters, 0, *words)
