@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from captioner.infer.options import GenerationOptions
-from captioner.infer.search import NOT_YET, Beams
+from captioner.infer.search import ABSENT, Beams
 from captioner.infer.step_decoder import gather_captions
 
 
@@ -88,13 +88,13 @@ class ForcedBeams(Beams):
 
     def _going_on(self, totals: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         """By rank in the bank first, then by bank."""
-        goes_on = ~ends & (totals > NOT_YET / 2)
+        goes_on = ~ends & (totals > ABSENT)
         is_same_bank = self.lacking[:, None] == self.lacking
         before = is_same_bank.tril(-1) & goes_on[:, None]
         order = before.sum(-1) * (self.forced.count + 1) + self.lacking
         order = order.masked_fill(~goes_on, torch.iinfo(order.dtype).max)
         going_on = order.topk(self.count, largest=False).indices
-        return totals.masked_fill(~goes_on, NOT_YET).gather(1, going_on), going_on
+        return totals.masked_fill(~goes_on, ABSENT).gather(1, going_on), going_on
 
 
 def overlap(tokens: tuple[int, ...], phrase: tuple[int, ...]) -> int:

@@ -3,6 +3,7 @@
 Shapes: B images, K captions an image, T tokens of the prompt, M places for the tokens of a caption, V vocabulary.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from captioner.infer.constraints import Forbidden
 from captioner.infer.options import GenerationOptions
 from captioner.infer.step_decoder import gather_captions
 
-NOT_YET = -1e9
+ABSENT = -torch.inf
 """Score of a beam that is not there: below that of any caption."""
 
 
@@ -135,7 +136,8 @@ class Beams(Captions):
     """Beam search as transformers has it: K beams an image, and the K best captions that have ended so far.
 
     A caption that ends among the K best continuations of a step is scored by sum(log p) / length ** length_penalty. An
-    image is done once its K captions all score above what its best beam has now.
+    image is done once its K captions all score above what its best beam has now. Scores s <= 0 are kept as -log(-s),
+    which ranks them the same and stays within float32: 40 ** 50 does not.
     """
 
     per_image = (*Captions.per_image, "scores", "best_scores", "best_sequences", "best_log_probs")
@@ -145,12 +147,12 @@ class Beams(Captions):
     ) -> None:
         super().__init__(options, prompt, prompt_log_probs, end, longest)
         # All beams of an image are the same at first: one of them goes on.
-        self.scores = self.log_probs.new_full(self.ended.shape, NOT_YET)
+        self.scores = self.log_probs.new_full(self.ended.shape, ABSENT)
         self.scores[:, 0] = 0
-        self.best_scores = torch.full_like(self.scores, NOT_YET)
+        self.best_scores = torch.full_like(self.scores, ABSENT)
         self.best_sequences, self.best_log_probs = self.sequences.clone(), self.log_probs.clone()
-        powers = [1.0] + [length**options.length_penalty for length in range(1, longest + 1)]
-        self.powers = self.log_probs.new_tensor(powers)
+        logs = [0.0] + [options.length_penalty * math.log(length) for length in range(1, longest + 1)]
+        self.bonuses = self.log_probs.new_tensor(logs)  # log(length ** length_penalty)
 
     def advance(self, logits: Tensor, most_steps: int) -> None:
         log_probs = logits.log_softmax(-1)
@@ -161,14 +163,15 @@ class Beams(Captions):
 
         self.lengths = (self.lengths + 1).clamp(max=self.full_length)
         is_last = self.lengths == self.full_length
-        power = self.powers[self.lengths - self.prompt_length][:, None]
+        bonus = self.bonuses[self.lengths - self.prompt_length]
         ends = tokens == self.end
-        self._collect(sequences, written, totals / power, ends | is_last[:, None])
+        self._collect(sequences, written, bonus[:, None] - (-totals).log(), ends | is_last[:, None])
 
         self.scores, going_on = self._going_on(totals, ends)
         self.sequences, self.log_probs = (gather_captions(tensor, going_on) for tensor in (sequences, written))
         self.tokens, self.parents = tokens.gather(1, going_on), parents.gather(1, going_on)
-        self.done = self.done | is_last | (self._attainable(totals) / power[:, 0] <= self.best_scores.amin(1))
+        attainable = bonus - (-self._attainable(totals)).log()
+        self.done = self.done | is_last | (attainable <= self.best_scores.amin(1))
 
     def _totals(self, log_probs: Tensor) -> Tensor:
         """The scores of all continuations, [B, K, V] like their tokens' log-probabilities."""
@@ -184,17 +187,17 @@ class Beams(Captions):
 
     def _going_on(self, totals: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         """Of candidates [B, J] that do not end, the K that go on: their scores and places among the J."""
-        return (totals + ends * NOT_YET).topk(self.count)
+        return totals.masked_fill(ends, ABSENT).topk(self.count)
 
     def _collect(self, sequences: Tensor, log_probs: Tensor, scores: Tensor, ends: Tensor) -> None:
         """Let those of the K best continuations that end compete with the captions that ended before."""
         first = slice(None), slice(self.count)
-        scores = scores.masked_fill(~ends | self.done[:, None], NOT_YET)
+        scores = scores.masked_fill(~ends | self.done[:, None], ABSENT)
         self.best_scores, best = torch.cat([self.best_scores, scores[first]], dim=1).topk(self.count)
         self.best_sequences = gather_captions(torch.cat([self.best_sequences, sequences[first]], dim=1), best)
         self.best_log_probs = gather_captions(torch.cat([self.best_log_probs, log_probs[first]], dim=1), best)
 
     def written(self, images: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         wanted = images, slice(self.options.num_return_sequences)
-        is_found = self.best_scores[wanted] > NOT_YET / 2
+        is_found = self.best_scores[wanted] > ABSENT
         return self.best_sequences[wanted][..., :-1], self.best_log_probs[wanted][..., :-1], is_found

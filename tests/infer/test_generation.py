@@ -31,6 +31,8 @@ SEARCHES = {
     "3 beams": GenerationOptions(num_beams=3),
     "4 beams, no length penalty": GenerationOptions(num_beams=4, length_penalty=0.0, num_return_sequences=4),
     "4 beams, for long": GenerationOptions(num_beams=4, length_penalty=2.0, num_return_sequences=2),
+    "4 beams, for much shorter": GenerationOptions(num_beams=4, length_penalty=-5.0, num_return_sequences=4),
+    "4 beams, for much longer": GenerationOptions(num_beams=4, length_penalty=9.0, num_return_sequences=4),
     "4 beams, for short": GenerationOptions(num_beams=4, length_penalty=-1.0, num_return_sequences=4),
     "3 beams, constrained": GenerationOptions(
         num_beams=3, min_new_tokens=6, no_repeat_ngram_size=2, length_penalty=0.5, num_return_sequences=2
@@ -93,6 +95,21 @@ def test_captions_are_those_of_transformers_generate(model, name):
     ours = [with_end(model, hypothesis) for group in groups for hypothesis in group]
     assert ours == by_transformers(model, outputs, SEARCHES[name])
     assert len(set(ours)) > 20, "the images make too little difference"
+
+
+@pytest.mark.parametrize("length_penalty", [-50, -10, -10.5, -2, 0, 0.0, 10, 50])
+@pytest.mark.parametrize("fields", [{}, {"force_words_ids": ((5,),)}, {"num_beam_groups": 2, "diversity_penalty": 0.5}])
+def test_captions_are_ranked_by_length_penalty_however_large(model, pixel_values, length_penalty, fields):
+    """transformers itself finds none where scores fall below -1e9."""
+    options = GenerationOptions(num_beams=4, num_return_sequences=4, length_penalty=length_penalty, **fields)
+    lengths = []
+    for group in generate(model, {"pixel_values": pixel_values}, options):
+        sums = [sum(one.log_probs) + (one.end_log_prob or 0) for one in group]
+        lengths.append([len(with_end(model, one)) for one in group])
+        scores = [total / length**length_penalty for total, length in zip(sums, lengths[-1], strict=True)]
+        if "diversity_penalty" not in fields:  # which is part of the scores
+            assert scores == sorted(scores, reverse=True)
+    assert len(lengths) == len(pixel_values) and all(lengths)
 
 
 def test_unseeded_draws_are_those_of_transformers_generate(model, pixel_values):
