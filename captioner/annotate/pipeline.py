@@ -12,8 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from captioner.data.images import ImageError, ReadableImage, load_image
-from captioner.infer.caption import Caption, ImageInput
+from captioner.data.images import ImageError, ImageInput
+from captioner.infer.caption import Caption, read_image
 from captioner.infer.captioner import Captioner
 from captioner.infer.options import GenerationOptions
 from captioner.infer.processes import this_process
@@ -51,7 +51,7 @@ class _Waiting(Generic[Key]):
 
 def caption_images(
     captioner: Captioner,
-    images: Iterable[tuple[Key, ImageInput | ReadableImage]],
+    images: Iterable[tuple[Key, ImageInput]],
     options: GenerationOptions,
     *,
     batch_size: int,
@@ -63,10 +63,10 @@ def caption_images(
     however many there are.
     """
 
-    def prepare(pair: tuple[Key, ImageInput | ReadableImage]) -> tuple[_Waiting[Key], np.ndarray] | Failure:
+    def prepare(pair: tuple[Key, ImageInput]) -> tuple[_Waiting[Key], np.ndarray] | Failure:
         key, source = pair
         try:
-            image = load_image(source, captioner.preprocessing.min_size)
+            image = read_image(source, captioner.preprocessing)
         except ImageError as error:
             return Failure(error.source, error.reason, error.message)
         return _Waiting(key, *image.info["size"]), captioner.preprocessing(image)

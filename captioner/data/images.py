@@ -1,14 +1,18 @@
-"""The only decoder of images: a path, bytes or a Pillow image in, an upright RGB picture out, or a named error."""
+"""The only decoder of images: a file, bytes, an array or a Pillow image in, an upright RGB picture out, or a named
+error."""
 
 import functools
 import io
 import os
-from pathlib import Path
-from typing import Protocol
+import re
+import struct
+from collections.abc import Iterator
+from typing import Protocol, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from captioner.data.arrays import Array, array_to_image
 from captioner.errors import CaptionerError
 
 IMAGE_EXTENSIONS = frozenset(
@@ -23,7 +27,15 @@ MAX_BYTES = 2**30
 # Pillow opens more than this, and hands EPS to an external PostScript interpreter: name what we accept.
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
 
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SIGNATURES = (b"\xff\xd8\xff", _PNG_SIGNATURE, b"GIF8", b"RIFF", b"BM", *_TIFF_SIGNATURES)
+
+_JPEG_END = b"\xff\xd9"
+
+# TIFF 6.0: compressions that every build of libtiff decodes, if the file is sound.
+_TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)
+_SAMPLE_FORMAT = 339
 
 _UPRIGHT = {  # EXIF 2.3, tag 0x0112
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -55,21 +67,27 @@ class ImageError(CaptionerError):
 
 
 class ReadableImage(Protocol):
-    """An encoded image that is fetched when it is needed: an open file, or a cell of a table on disk."""
+    """An encoded image that is fetched when it is needed: an open binary file, or a cell of a table on disk."""
 
     def read(self) -> bytes: ...
 
 
-def load_image(source: str | Path | bytes | Image.Image | ReadableImage, min_size: int | None = None) -> Image.Image:
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | Array | ReadableImage
+"""What `load_image` takes; NumPy arrays and torch tensors are of type `Array`."""
+
+
+def load_image(source: ImageInput, min_size: int | None = None) -> Image.Image:
     """Decode an image to upright RGB, 8 bits a channel.
 
-    `info["size"]` is the width and height of the upright picture before any scaling.
+    `info["size"]` is the width and height of the upright picture before any scaling. `info["warning"]`, if there,
+    names the file and a fault of it that costs the picture nothing.
 
     The first frame of an animation; transparency over white; EXIF orientation applied; 16-bit and wider greyscale
     scaled to 8 bits, not clipped. A picture that ends early is an error, not a picture with a grey half.
 
     Args:
-        source: a path, an encoded image, an object whose `read()` gives one, or a Pillow image (which is left as is).
+        source: a path, an encoded image, an object whose `read()` gives one (an open file is read from its start), an
+            array of pixels (see `array_to_image`), or a Pillow image (which is left as is).
         min_size: pixels that the shorter side must keep. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size
             as far as that allows, several times faster; other formats ignore it.
 
@@ -77,80 +95,106 @@ def load_image(source: str | Path | bytes | Image.Image | ReadableImage, min_siz
         ImageError: naming the file and the reason.
     """
     name = _name(source)
-    image = source if isinstance(source, Image.Image) else _open(_read(source, name), name)
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(name, "too_large", f"{width}x{height} pixels are over the limit of {MAX_PIXELS:,}")
-    if width * height == 0:
-        raise ImageError(name, "empty", "the image has no pixels")
-    if min_size is not None and image is not source:
-        image.draft("RGB", (min_size, min_size))  # libjpeg's scaled inverse DCT
+    if isinstance(source, Image.Image):
+        return _upright(source, source.size, name)
+    if isinstance(source, Array) and not isinstance(source, str | bytes):  # NumPy's own strings are both
+        try:
+            image = array_to_image(source)
+        except ValueError as error:
+            raise ImageError(name, "unsupported", str(error)) from error
+        return _upright(image, image.size, name)
+    data = _read(source, name)
     try:
-        image.load()
-        rgb = _to_rgb(image)
-    except Exception as error:  # whatever a decoder trips over in damaged data
-        raise _explain(error, name) from error
-    orientation = _orientation(image)
-    method = _UPRIGHT.get(orientation)
-    upright = rgb.transpose(method) if method is not None else rgb.copy() if rgb is image else rgb
-    # An orientation left behind would turn the picture again.
-    upright.info = {"size": (height, width) if orientation in (5, 6, 7, 8) else (width, height)}
-    return upright
+        return _decode(data, name, min_size)
+    except ImageError:
+        bare = _without_ancillary_chunks(data)
+        if bare is None:
+            raise
+    return _decode(bare, name, min_size)
+
+
+def is_url(name: str) -> bool:
+    return re.match(r"[a-z][a-z0-9+.-]*://|data:", name, re.IGNORECASE) is not None
 
 
 def _name(source: object) -> str:
     if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
-    if isinstance(source, bytes):
+        name = os.fsdecode(source)
+        return f"{name[:40]}..." if name.startswith("data:") else name
+    if isinstance(source, bytes | bytearray | memoryview):
         return f"image in memory ({len(source):,} bytes)"
     if isinstance(source, Image.Image):
         return str(getattr(source, "filename", "") or "image in memory")
-    return str(getattr(source, "name", source))
+    if isinstance(source, Array):
+        return f"array of shape {tuple(getattr(source, 'shape', ()))}"
+    if isinstance(source, io.IOBase):
+        return str(getattr(source, "name", "image in memory"))
+    return f"{source!s:.100}"
 
 
-def _read(source: str | Path | bytes | ReadableImage, name: str) -> bytes:
+def _read(source: object, name: str) -> bytes:
     try:
-        if isinstance(source, bytes):
-            data = source
-        elif isinstance(source, str | os.PathLike):
-            if os.path.isdir(source):
-                os.scandir(source).close()  # a folder that a search for images could not read says why
-            if os.path.exists(source) and not os.path.isfile(source):
-                raise ImageError(name, "not_a_file", "is a folder or device, not an image file")
-            if os.path.getsize(source) > MAX_BYTES:
-                raise ImageError(name, "too_large", f"the file is over the limit of {MAX_BYTES:,} bytes")
-            data = Path(source).read_bytes()
-        else:
-            data = source.read()
+        data = _fetch(source, name)
     except (FileNotFoundError, NotADirectoryError) as error:
+        if is_url(name):
+            raise ImageError(name, "missing", "is a URL, and URLs are not fetched: download the image first") from error
         raise ImageError(name, "missing", "no such file") from error
     except PermissionError as error:
         raise ImageError(name, "no_permission", "may not be read: permission denied") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path, a closed file
         raise ImageError(name, "missing", f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not data:
         raise ImageError(name, "empty", "the file is empty (zero bytes)")
     return data
 
 
+def _fetch(source: object, name: str) -> bytes:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, str | os.PathLike):
+        if os.path.isdir(source):
+            os.scandir(os.fsdecode(source)).close()  # a folder that a search for images could not read says why
+        if os.path.exists(source) and not os.path.isfile(source):
+            raise ImageError(name, "not_a_file", "is a folder or device, not an image file")
+        if os.path.getsize(source) > MAX_BYTES:
+            raise ImageError(name, "too_large", f"the file is over the limit of {MAX_BYTES:,} bytes")
+        with open(source, "rb") as file:
+            return file.read()
+    if isinstance(source, io.TextIOBase):
+        raise ImageError(name, "not_an_image", "the file is open as text: open it with mode 'rb'")
+    read = getattr(source, "read", None)
+    if not callable(read):
+        kinds = "a path, bytes, an open file, a Pillow image, an array or a tensor"
+        raise ImageError(name, "not_an_image", f"a {type(source).__name__} is not an image: give {kinds}")
+    if isinstance(source, io.IOBase) and source.seekable():
+        source.seek(0)
+    data: bytes = read()
+    return data
+
+
+def _decode(data: bytes, name: str, min_size: int | None) -> Image.Image:
+    image = _open(data, name)
+    ended = _end_jpeg(image, data, name)
+    if ended is not None:
+        image = _open(ended, name)
+    size = image.size
+    if min_size is not None:
+        image.draft("RGB", (min_size, min_size))  # libjpeg's scaled inverse DCT
+    upright = _upright(image, size, name)
+    if ended is not None:
+        upright.info["warning"] = f"{name}: the JPEG has no end marker, but the picture is whole"
+    return upright
+
+
 def _open(data: bytes, name: str) -> Image.Image:
     """Read the header; pixels are decoded later."""
-    file = io.BytesIO(data)
     try:
-        image = Image.open(file, formats=_formats())
+        image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError as error:
-        if data[4:8] == b"ftyp":
-            message = "HEIC, AVIF or video, which this Pillow cannot decode (for HEIC: pillow-heif, or convert to JPEG)"
-            raise ImageError(name, "unsupported", message) from error
-        if data.startswith(_SIGNATURES):
-            raise ImageError(name, "damaged", "the image's header is damaged or cut short") from error
-        raise ImageError(name, "not_an_image", "not an image in a format we read, whatever its name says") from error
-    except Exception as error:  # as above
+        raise _unidentified(data, name) from error
+    except Exception as error:  # whatever a decoder trips over in damaged data
         raise _explain(error, name) from error
-    # Half a JPEG followed by zeros (a preallocated download) decodes without complaint, to half a picture. Pillow has
-    # read up to the scan; what ends it cannot occur within it.
-    if image.format == "JPEG" and data.rfind(b"\xff\xd9", file.tell()) < 0:
-        raise ImageError(name, "truncated", "the image is truncated: it has no end marker")
+    _check_size(image.size, name)
     return image
 
 
@@ -160,13 +204,166 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(name, "too_large", f"{width}x{height} pixels are over the limit of {MAX_PIXELS:,}")
+    if width * height == 0:
+        raise ImageError(name, "empty", "the image has no pixels")
+
+
+def _upright(image: Image.Image, size: tuple[int, int], name: str) -> Image.Image:
+    """Decode the pixels and turn the picture by its orientation; `size` is that of the image before any scaling."""
+    _check_size(size, name)
+    try:
+        image.load()
+        rgb = _to_rgb(image)
+    except Exception as error:  # as above
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            raise _explain_tiff(error, image.tag_v2, name) from error
+        raise _explain(error, name) from error
+    orientation = _orientation(image)
+    method = _UPRIGHT.get(orientation)
+    upright = rgb.transpose(method) if method is not None else rgb.copy() if rgb is image else rgb
+    # An orientation left behind would turn the picture again.
+    upright.info = {"size": size[::-1] if orientation in (5, 6, 7, 8) else size}
+    return upright
+
+
+# What is wrong with a file
+
+
 def _explain(error: Exception, name: str) -> ImageError:
     detail = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning | MemoryError):
         return ImageError(name, "too_large", f"too large to decode: {detail}")
     if isinstance(error, EOFError) or "truncated" in detail.lower():
         return ImageError(name, "truncated", "the image is truncated: the file ends before the picture does")
+    if re.search("unsupported|not supported|not available|cannot handle", detail, re.IGNORECASE):
+        return ImageError(name, "unsupported", f"this kind of image is not supported: {detail}")
     return ImageError(name, "damaged", f"the image is damaged: {detail}")
+
+
+def _unidentified(data: bytes, name: str) -> ImageError:
+    """Why Pillow knows no reader for this."""
+    if data[4:8] == b"ftyp":
+        message = "HEIC, AVIF or video, which this Pillow cannot decode (for HEIC: pillow-heif, or convert to JPEG)"
+        return ImageError(name, "unsupported", message)
+    if data.startswith(_TIFF_SIGNATURES):
+        return _unidentified_tiff(data, name)
+    if not data.startswith(_SIGNATURES):
+        return ImageError(name, "not_an_image", "not an image in a format we read, whatever its name says")
+    if data.startswith(b"\xff\xd8\xff"):
+        try:
+            JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+        except SyntaxError as error:  # "cannot handle 12-bit layers"
+            if "cannot handle" in str(error):
+                return _explain(error, name)
+    return ImageError(name, "damaged", "the image's header is damaged or cut short")
+
+
+def _unidentified_tiff(data: bytes, name: str) -> ImageError:
+    """A TIFF whose tags are sound, and whose pixels Pillow has no mode or decoder for, is not damaged."""
+    damaged = ImageError(name, "damaged", "the image's header is damaged or cut short")
+    file = io.BytesIO(data)
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if b"+" in data[:4] else 8))
+        file.seek(tags.next)
+        tags.load(file)
+        starts, lengths = (tags.get(new, tags.get(old)) for new, old in ((324, 273), (325, 279)))  # of tiles or strips
+        end = max(map(sum, zip(starts, lengths, strict=True)))
+        if tags[TiffImagePlugin.IMAGEWIDTH] * tags[TiffImagePlugin.IMAGELENGTH] == 0 or end > len(data):
+            return damaged
+    except Exception:  # as above
+        return damaged
+    return ImageError(name, "unsupported", f"{_describe_tiff(tags)} is not supported: convert it to 8-bit RGB")
+
+
+def _explain_tiff(error: Exception, tags: TiffImagePlugin.ImageFileDirectory_v2, name: str) -> ImageError:
+    explained = _explain(error, name)
+    if explained.reason == "damaged" and tags.get(TiffImagePlugin.COMPRESSION, 1) not in _TIFF_COMPRESSIONS:
+        message = f"{_describe_tiff(tags)} is not supported here, or the file is damaged: {error}"
+        return ImageError(name, "unsupported", message)
+    return explained
+
+
+def _describe_tiff(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
+    bits, sample_format = (int(np.max(tags.get(tag, 1))) for tag in (TiffImagePlugin.BITSPERSAMPLE, _SAMPLE_FORMAT))
+    kind = {2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}.get(sample_format, "")
+    compression = tags.get(TiffImagePlugin.COMPRESSION, 1)
+    channels = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+    named = TiffImagePlugin.COMPRESSION_INFO.get(compression, compression)
+    return f"a TIFF of {channels} {kind}channels of {bits} bits, compression {named},"
+
+
+# Faults that cost no pixel
+
+
+def _end_jpeg(image: Image.Image, data: bytes, name: str) -> bytes | None:
+    """A JPEG that lacks only its end marker, with it; None for any other image.
+
+    Half a JPEG followed by zeros (a preallocated download) decodes without complaint, to half a picture.
+
+    Raises:
+        ImageError: there is neither an end marker nor a whole picture.
+    """
+    if image.format != "JPEG" or not isinstance(image, JpegImagePlugin.JpegImageFile) or image.fp is None:
+        return None
+    first_scan = image.fp.tell()  # Pillow has read up to it; an end marker cannot occur within it
+    if data.rfind(_JPEG_END, first_scan) >= 0:
+        return None
+    written = data.rstrip(b"\0\xff")
+    written = data[: len(written) + 2].rstrip(b"\xff")  # a scan may end in a zero or two of its own
+    # Where pixels are missing, what follows is taken for them: two sequels then give two pictures.
+    sequel = b"".join(b"\xff" + bytes([restart, *b"\x55\xa9\x3c\x96\x1b" * 8]) for restart in range(0xD0, 0xD8))
+    ended, components = written + _JPEG_END, [component for component, *_ in image.layer]
+    if _has_all_scans(written, first_scan, components) and _same_pixels(ended, written + sequel[2:] + _JPEG_END):
+        return ended
+    raise ImageError(name, "truncated", "the image is truncated: it has no end marker")
+
+
+def _has_all_scans(data: bytes, first_scan: int, components: list[int]) -> bool:
+    """Do the scans of a JPEG give every coefficient of every component to its last bit (ITU T.81, B.2.3)?"""
+    known: dict[int, set[int]] = {component: set() for component in components}
+    first = data.rfind(b"\xff\xda", 0, first_scan)
+    for scan in re.finditer(rb"\xff\xda..(.)", data[first:], re.DOTALL):
+        start, count = first + scan.end(), scan[1][0]
+        given, band = data[start : start + 2 * count : 2], data[start + 2 * count : start + 2 * count + 3]
+        if len(band) == 3 and band[2] & 15 == 0:
+            for component in given:
+                known.setdefault(component, set()).update(range(band[0], band[1] + 1))
+    return all(len(coefficients) == 64 for coefficients in known.values())
+
+
+def _same_pixels(first: bytes, second: bytes) -> bool:
+    try:
+        return Image.open(io.BytesIO(first)).tobytes() == Image.open(io.BytesIO(second)).tobytes()
+    except OSError:
+        return False
+
+
+def _without_ancillary_chunks(data: bytes) -> bytes | None:
+    """A PNG with what its pixels need and no more; None for other images, and where nothing is left out.
+
+    Pillow refuses a PNG for a colour profile or text that it finds too large, or that is damaged.
+    """
+    if not data.startswith(_PNG_SIGNATURE):
+        return None
+    chunks = list(_png_chunks(data))
+    kept = [chunk for chunk in chunks if chunk[4:5].isupper() or chunk[4:8] in (b"tRNS", b"eXIf")]
+    return _PNG_SIGNATURE + b"".join(kept) if len(kept) < len(chunks) else None
+
+
+def _png_chunks(data: bytes) -> Iterator[bytes]:
+    """Each chunk with its length, name and checksum; the last may be cut short."""
+    start = len(_PNG_SIGNATURE)
+    while start + 8 <= len(data):
+        end = start + 12 + struct.unpack_from(">I", data, start)[0]
+        yield data[start:end]
+        start = end
+
+
+# Pixels
 
 
 def _orientation(image: Image.Image) -> int:

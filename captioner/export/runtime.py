@@ -8,18 +8,18 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 import onnxruntime
 from onnxruntime import OrtValue
-from PIL import Image
 
+from captioner.data.images import ImageInput
 from captioner.errors import CaptionerError
 from captioner.export.format import FORMAT_VERSION, MODEL_TYPE
 from captioner.export.search import Hypothesis, search
 from captioner.export.tokenizer import load_tokenizer
-from captioner.infer.caption import Caption, ImageInput, Tag, Token, likely_tags, pixel_batches
+from captioner.infer.caption import Caption, Tag, Token, as_several, likely_tags, pixel_batches
 from captioner.infer.defaults import options_with
 from captioner.infer.options import GenerationOptions, spelled
 from captioner.model.preprocessing import Preprocessing
@@ -84,10 +84,10 @@ class ExportedCaptioner:
     @overload
     def __call__(self, images: ImageInput, *, batch_size: int = ..., **options: Any) -> Caption: ...
     @overload
-    def __call__(self, images: Sequence[ImageInput], *, batch_size: int = ..., **options: Any) -> list[Caption]: ...
+    def __call__(self, images: Iterable[ImageInput], *, batch_size: int = ..., **options: Any) -> list[Caption]: ...
     def __call__(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: ImageInput | Iterable[ImageInput],
         *,
         batch_size: int = 16,
         prefix: str = "",
@@ -95,10 +95,11 @@ class ExportedCaptioner:
         forced_words: str | Iterable[str] = (),
         **options: Any,
     ) -> Caption | list[Caption]:
-        """Caption one image, or a list of images.
+        """Caption one image, or each of several.
 
         Args:
-            images: a path, the bytes of an image file, a PIL image, or a list of these.
+            images: an image, or an iterable of images: paths, the bytes of image files, files open for reading bytes,
+                PIL images, arrays or tensors of pixels (see `array_to_image`). An array of four dimensions is a batch.
             batch_size: images captioned at once.
             prefix: how every caption starts: "a photo of".
             banned_words: words or phrases that no caption uses, as the tokenizer spells them here.
@@ -109,10 +110,11 @@ class ExportedCaptioner:
             ImageError: an image cannot be read; the message names it.
             CaptionerError: an option is unknown, out of range, or one that an exported model has not.
         """
-        if isinstance(images, (str, bytes, Path, Image.Image)):
+        several = as_several(images)
+        if several is None:
             words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
-            return self([images], batch_size=batch_size, **words, **options)[0]
-        batches = pixel_batches(images, self.preprocessing, batch_size)
+            return self([cast(ImageInput, images)], batch_size=batch_size, **words, **options)[0]
+        batches = pixel_batches(several, self.preprocessing, batch_size)
         given = options | spelled(self.token_ids, self.start, prefix, banned_words, forced_words)
         chosen = options_with(self.defaults, given)
         self.room(chosen)

@@ -4,16 +4,16 @@ It loads no torch: an exported model does without.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 import numpy as np
-from PIL import Image
 
+from captioner.data.images import ImageInput
 from captioner.export.format import is_export
 from captioner.hub import find_model
-from captioner.infer.caption import Caption, ImageInput, pixel_batches
+from captioner.infer.caption import Caption, as_several, pixel_batches
 from captioner.infer.defaults import options_with
 from captioner.infer.options import GenerationOptions, spelled
 from captioner.model.preprocessing import Preprocessing
@@ -81,11 +81,11 @@ class Captioner(ABC):
     def __call__(self, images: ImageInput, *, batch_size: int | None = ..., **options: Any) -> Caption: ...
     @overload
     def __call__(
-        self, images: Sequence[ImageInput], *, batch_size: int | None = ..., **options: Any
+        self, images: Iterable[ImageInput], *, batch_size: int | None = ..., **options: Any
     ) -> list[Caption]: ...
     def __call__(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: ImageInput | Iterable[ImageInput],
         *,
         batch_size: int | None = None,
         prefix: str = "",
@@ -93,10 +93,11 @@ class Captioner(ABC):
         forced_words: str | Iterable[str] = (),
         **options: Any,
     ) -> Caption | list[Caption]:
-        """Caption one image, or a list of images.
+        """Caption one image, or each of several.
 
         Args:
-            images: a path, the bytes of an image file, a PIL image, or a list of these.
+            images: an image, or an iterable of images: paths, the bytes of image files, files open for reading bytes,
+                PIL images, arrays or tensors of pixels (see `array_to_image`). An array of four dimensions is a batch.
             batch_size: images captioned at once; default: the captioner's.
             prefix: how every caption starts: "a photo of".
             banned_words: words or phrases that no caption uses, as the tokenizer spells them here.
@@ -107,10 +108,11 @@ class Captioner(ABC):
             ImageError: an image cannot be read; the message names it.
             CaptionerError: an option is unknown or out of range.
         """
-        if isinstance(images, (str, bytes, Path, Image.Image)):
+        several = as_several(images)
+        if several is None:
             words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
-            return self([images], batch_size=batch_size, **words, **options)[0]
-        batches = pixel_batches(images, self.preprocessing, self.batch_size if batch_size is None else batch_size)
+            return self([cast(ImageInput, images)], batch_size=batch_size, **words, **options)[0]
+        batches = pixel_batches(several, self.preprocessing, self.batch_size if batch_size is None else batch_size)
         stream = self.stream(self.options(**options | self.spelled(prefix, banned_words, forced_words)))
         captions: list[Caption] = []
         for pixel_values in batches:

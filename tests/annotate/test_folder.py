@@ -135,14 +135,14 @@ def test_all_good_is_status_0_and_clears_an_earlier_errors_file(annotate, photos
 
 
 def test_input_order_is_kept_with_slow_workers_and_small_batches(annotate, photos, monkeypatch):
-    load_image = pipeline.load_image
+    read_image = pipeline.read_image
 
-    def slow(path: str, min_size: int) -> Image.Image:
+    def slow(path: str, preprocessing: Preprocessing) -> Image.Image:
         time.sleep(0.03 if path.endswith(("0.png", "5.png")) else 0)
-        return load_image(path, min_size)
+        return read_image(path, preprocessing)
 
     whole = annotate(photos).out
-    monkeypatch.setattr(pipeline, "load_image", slow)
+    monkeypatch.setattr(pipeline, "read_image", slow)
     assert annotate(photos, "--batch-size", 2, "--num-workers", 4).out == whole
     assert [line.split("\t")[0] for line in whole.splitlines()] == [f"photos/{number:02}.png" for number in range(11)]
 

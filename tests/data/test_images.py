@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -81,8 +82,28 @@ def test_formats_are_read_whole_and_refused_when_cut(format: str) -> None:
 
 
 def test_a_jpeg_cut_short_is_called_truncated_wherever_the_cut_is() -> None:
-    data = encoded(picture(200, 150), "JPEG", progressive=True)
-    assert {refusal(data[:-cut]).reason for cut in (2, 10, 100, len(data) // 4)} == {"truncated"}
+    noise = np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8)
+    photo = Image.fromarray(noise).resize((200, 150), Image.Resampling.BICUBIC)
+    for options in ({}, {"progressive": True}, {"restart_marker_blocks": 2}, {"optimize": True}):
+        data = encoded(photo, "JPEG", **options)
+        for cut in (50, 100, len(data) // 4, len(data) // 2):
+            for tail in (b"", bytes(5000), b"\xff" * 5000):  # the file's space was reserved, and not filled
+                assert refusal(data[:-cut] + tail).reason == "truncated", (options, cut, tail[:1])
+    data = encoded(photo, "JPEG", progressive=True)
+    later_scans = [match.start() for match in re.finditer(rb"\xff\xda", data)][1:]
+    assert later_scans and {refusal(data[:start]).reason for start in later_scans} == {"truncated"}
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"optimize": True}])
+def test_a_jpeg_that_lacks_its_end_marker_alone_is_read_whole_with_a_warning(options: dict[str, object]) -> None:
+    data = encoded(Image.effect_noise((200, 150), 80), "JPEG", **options)
+    whole = load_image(data)
+    assert "warning" not in whole.info
+    for ended in (data[:-2], data[:-1], data[:-2] + bytes(5000), data[:-2] + b"\xff" * 5000):
+        image = load_image(ended)
+        assert image.tobytes() == whole.tobytes()
+        assert "the JPEG has no end marker, but the picture is whole" in image.info["warning"]
+    assert load_image(data[:-2], min_size=50).size == (50, 38) or load_image(data[:-2], min_size=50).size == (100, 75)
 
 
 def test_a_jpeg_whose_second_half_is_zeros_is_truncated() -> None:
@@ -266,3 +287,105 @@ def test_sources_are_interchangeable_and_threads_agree(tmp_path: Path) -> None:
 def test_errors_cross_process_boundaries() -> None:
     error = pickle.loads(pickle.dumps(refusal(b"")))
     assert (error.source, error.reason, str(error)) == (refusal(b"").source, "empty", str(refusal(b"")))
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    "ballast",
+    [
+        chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**21))),
+        chunk(b"iCCP", b"profile\0\0not a zlib stream"),
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 2**21)),
+        chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(b"x" * 2**21)),
+        chunk(b"tEXt", b"Comment\0" + b"x" * 1000)[:-4] + b"\0\0\0\0",  # of another checksum
+    ],
+)
+def test_a_png_is_read_whatever_its_profile_and_texts_are(ballast: bytes, after: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = encoded(picture().rotate(180), "PNG", exif=exif)
+    place = data.index(b"IEND" if after else b"IDAT") - 4
+    assert load_image(data[:place] + ballast + data[place:]).tobytes() == picture().tobytes()
+
+
+def test_a_png_whose_pixels_are_damaged_stays_damaged() -> None:
+    data = bytearray(encoded(Image.effect_noise((64, 64), 80), "PNG"))
+    data[data.index(b"IDAT") + 40] ^= 0xFF
+    profile = chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**21)))
+    place = data.index(b"IDAT") - 4
+    assert refusal(bytes(data[:place] + profile + data[place:])).reason == "damaged"
+
+
+def tiff(bits: int, samples: int, sample_format: int = 1, compression: int = 1, photometric: int = 1) -> bytes:
+    """8 x 8 zeros."""
+    pixels = bytes(64 * samples * bits // 8)
+    tags = {256: 8, 257: 8, 258: bits, 259: compression, 262: photometric, 273: 0, 277: samples, 278: 8}
+    tags |= {279: len(pixels), 339: sample_format}
+    if samples > 1:  # an array of them lies behind the tags
+        tags |= {258: 8 + 2 + 12 * len(tags) + 4, 339: 8 + 2 + 12 * len(tags) + 4 + 2 * samples}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4 + 4 * samples
+    entries = b"".join(struct.pack("<HHII", tag, *_typed(tag, samples), value) for tag, value in sorted(tags.items()))
+    arrays = struct.pack(f"<{samples}H", *[bits] * samples) + struct.pack(f"<{samples}H", *[sample_format] * samples)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + arrays + pixels
+
+
+def _typed(tag: int, samples: int) -> tuple[int, int]:
+    if tag in (258, 339):
+        return 3, samples
+    return (4 if tag in (256, 257, 273, 278, 279) else 3), 1
+
+
+@pytest.mark.parametrize(
+    ("layout", "named"),
+    [
+        ({"bits": 64, "samples": 1, "sample_format": 3}, "1 float channels of 64 bits"),
+        ({"bits": 16, "samples": 1, "sample_format": 3}, "1 float channels of 16 bits"),
+        ({"bits": 32, "samples": 3, "sample_format": 3, "photometric": 2}, "3 float channels of 32 bits"),
+        ({"bits": 8, "samples": 5}, "5 channels of 8 bits"),
+        ({"bits": 8, "samples": 5, "photometric": 5}, "5 channels of 8 bits"),
+        ({"bits": 64, "samples": 1, "sample_format": 6}, "1 complex channels of 64 bits"),
+        ({"bits": 8, "samples": 3, "compression": 34712, "photometric": 2}, "compression 34712"),
+        ({"bits": 8, "samples": 3, "compression": 34887, "photometric": 2}, "compression 34887"),
+        ({"bits": 8, "samples": 3, "compression": 50001, "photometric": 2}, "compression webp"),
+        ({"bits": 8, "samples": 3, "compression": 65000, "photometric": 2}, "compression 65000"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_tiff_of_a_kind_we_cannot_read_is_unsupported_not_damaged(layout: dict[str, int], named: str) -> None:
+    error = refusal(tiff(**layout))
+    assert error.reason == "unsupported" and named in error.message and "not supported" in error.message
+    assert refusal(tiff(**layout)[:100]).reason in ("damaged", "truncated")
+
+
+def test_the_usual_tiffs_are_read() -> None:
+    for layout in ({"bits": 8, "samples": 3, "photometric": 2}, {"bits": 8, "samples": 4, "photometric": 5}):
+        assert load_image(tiff(**layout)).size == (8, 8)
+    assert refusal(tiff(8, 3, photometric=2)[:-60]).reason == "truncated"
+
+
+def test_unsupported_kinds_of_other_formats_are_not_called_damaged() -> None:
+    bitmap = bytearray(encoded(picture(), "BMP"))
+    bitmap[30:34] = struct.pack("<I", 9)
+    assert refusal(bytes(bitmap)).reason == "unsupported"
+    jpeg = bytearray(encoded(picture(), "JPEG"))
+    jpeg[jpeg.index(b"\xff\xc0") + 4] = 12
+    assert (refusal(bytes(jpeg)).reason, "12-bit" in refusal(bytes(jpeg)).message) == ("unsupported", True)
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a.jpg", "s3://bucket/a.jpg", "file:///a.jpg", "data:image/png,x"])
+def test_a_url_is_not_fetched_and_is_told_so(url: str) -> None:
+    error = refusal(url)
+    assert (error.reason, error.message) == ("missing", "is a URL, and URLs are not fetched: download the image first")
+
+
+def test_what_is_no_image_is_named_by_its_type(tmp_path: Path) -> None:
+    for source, kind in ((None, "NoneType"), (7, "int"), (["a.jpg"], "list"), ({"a": 1}, "dict")):
+        assert refusal(source).message.startswith(f"a {kind} is not an image: give a path, bytes, an open file")
+    (tmp_path / "photo.png").write_bytes(encoded(picture(), "PNG"))
+    with open(tmp_path / "photo.png") as text:
+        assert refusal(text).message == "the file is open as text: open it with mode 'rb'"
+        assert refusal(text).source == str(tmp_path / "photo.png")
+    with open(tmp_path / "photo.png", "rb") as file:
+        file.read()
+        assert near(load_image(file), picture()), "read from its start, as Pillow does"
+    assert "closed file" in refusal(file).message

@@ -190,6 +190,20 @@ def test_pictures_of_any_shape_are_captioned_as_by_the_model(model, exported):
     assert captioner([]) == [] and captioner.caption(np.empty((0, 3, 32, 32), np.float32), GenerationOptions()) == []
 
 
+def test_images_come_in_every_form_that_the_model_takes(exported, photos):
+    captioner = ExportedCaptioner(exported)
+    expected = [caption.text for caption in captioner(photos)]
+    pixels = [np.asarray(Image.open(photo).convert("RGB")) for photo in photos]
+    for images in (iter(photos), tuple(pixels), (photo.read_bytes() for photo in photos)):
+        assert [caption.text for caption in captioner(images, batch_size=2)] == expected
+    assert captioner(pixels[0]).text == expected[0]
+    with open(photos[0], "rb") as file:
+        assert captioner(file).text == expected[0]
+    for wrong, message in ((None, "a NoneType is not an image"), ("https://example.org/a.jpg", "URLs are not fetched")):
+        with pytest.raises(CaptionerError, match=message):
+            captioner(wrong)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

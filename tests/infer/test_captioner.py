@@ -1,8 +1,10 @@
+import io
 import json
 import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -42,6 +44,67 @@ def test_one_image_gives_one_caption_and_a_list_a_list(cap, photos):
 def test_path_bytes_and_pillow_image_are_the_same_image(cap, photos):
     expected = cap(photos[0])
     assert cap(str(photos[0])) == cap(photos[0].read_bytes()) == cap(Image.open(photos[0])) == expected
+
+
+def test_every_form_of_an_image_is_one_image(cap, photos):
+    expected = cap(photos[0])
+    pixels = np.asarray(Image.open(photos[0]))
+    tensor = torch.tensor(pixels).permute(2, 0, 1)
+    data = photos[0].read_bytes()
+    for image in (bytearray(data), memoryview(data), io.BytesIO(data), pixels, tensor, tensor / 255):
+        assert cap(image) == expected, type(image)
+    with open(photos[0], "rb") as file:
+        assert cap(file) == expected
+        assert cap(file) == expected, "read from its start again"
+
+
+def test_every_iterable_of_images_gives_a_list(cap, photos):
+    expected = [caption.text for caption in cap(photos)]
+    opened = [Image.open(photo) for photo in photos]
+    mixed = [str(photos[0]), photos[1], photos[2].read_bytes(), opened[3], np.asarray(opened[4])]
+    iterables = [tuple(photos), iter(photos), (photo for photo in photos), dict.fromkeys(photos).keys(), mixed]
+    for images in [*iterables, np.array([str(photo) for photo in photos])]:
+        assert [caption.text for caption in cap(images, batch_size=2)] == expected, type(images)
+    batch = np.stack([np.asarray(image.resize((32, 32))) for image in opened])
+    alone = [cap(pixels).text for pixels in batch]
+    for images in (batch, torch.tensor(batch).permute(0, 3, 1, 2)):
+        assert [caption.text for caption in cap(images)] == alone
+    assert cap(photo for photo in ()) == []
+
+
+def test_a_generator_is_taken_a_batch_at_a_time(cap, photos, tmp_path):
+    taken = []
+
+    def images():
+        for number, image in enumerate([photos[0], tmp_path / "none.png", *photos]):
+            taken.append(number)
+            yield image
+
+    with pytest.raises(ImageError, match="no such file"):
+        cap(images(), batch_size=1)
+    assert taken == [0, 1]
+
+
+@pytest.mark.parametrize("images", [None, 7, {"photo.jpg": 1}])
+def test_what_is_no_image_is_refused_by_its_type(cap, images):
+    with pytest.raises(CaptionerError, match=f"a {type(images).__name__} is not an image: give a path, bytes"):
+        cap(images)
+
+
+def test_a_broken_image_in_memory_is_named_by_its_place(cap, photos):
+    for broken, reason in ((b"no photo", "not an image"), (np.zeros((2, 2, 2)), "shape"), (7, "an? int is not")):
+        with pytest.raises(ImageError, match=rf"^images\[1\], .*{reason}"):
+            cap([photos[0], broken, photos[1]], batch_size=3)
+    with pytest.raises(ImageError, match=r"^https://example.org/a.jpg: is a URL, and URLs are not fetched"):
+        cap([photos[0], "https://example.org/a.jpg"])
+
+
+def test_a_jpeg_without_end_marker_is_captioned_and_flagged(cap, photos, tmp_path, caplog):
+    Image.open(photos[0]).save(tmp_path / "whole.jpg")
+    data = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "unended.jpg").write_bytes(data[:-2])
+    assert cap(tmp_path / "unended.jpg") == cap(tmp_path / "whole.jpg")
+    assert caplog.messages == [f"{tmp_path / 'unended.jpg'}: the JPEG has no end marker, but the picture is whole"]
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 1}, {}, {"do_sample": True, "seed": 3}])
