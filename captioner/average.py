@@ -5,7 +5,8 @@ from pathlib import Path
 
 from captioner.card import read_card, usage, write_card
 from captioner.errors import CaptionerError
-from captioner.hub import find_model, load_model, new_folder
+from captioner.files import new_folder
+from captioner.hub import find_model, load_model
 from captioner.model.configuration_captioner import CaptionerConfig
 
 MEANING = sorted(CaptionerConfig.__annotations__.keys() - {"image_size", "dropout", "initializer_range", "use_cache"})

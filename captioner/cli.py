@@ -1,10 +1,12 @@
 """The `captioner` command: one sub-command per job. Each imports what it needs when it runs, so `--help` is quick."""
 
+import codecs
 import gc
 import os
 import sys
 import warnings
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captioner.errors import CaptionerError
+from captioner.files import check_file, reporting, whole_file
 from captioner.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -82,6 +85,7 @@ def score(
     from captioner.metrics.report import as_json, print_scores
     from captioner.metrics.score import score_captions
 
+    _check_files(output)
     files = [results] if other is None else [results, other]
     wanted = _metric_names(metrics, tokenization)
     true = read_captions(references, split)
@@ -99,9 +103,10 @@ def score(
             )
         except CaptionerError as error:
             raise CaptionerError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    print_scores(Console(), [path.stem for path in files], scores)
     if output:
         _write_json(output, as_json(*scores))
+    with reporting("stdout"):
+        print_scores(Console(), [path.stem for path in files], scores)
 
 
 @app.command()
@@ -291,9 +296,10 @@ def evaluate(
     wanted = _metric_names(metrics, tokenization)
     probe = "a metric that cannot be had is refused now, not after hours of captioning"
     score_captions({0: probe}, {0: [probe]}, metrics=wanted, tokenization=tokenization)
+    _check_files(output, predictions)
     samples, _ = load_samples(validated(SourceConfig, {"path": data, "images": images, "split": split}, "data"))
     captioner = _load_captioner(model, device, precision)
-    captions = caption_samples(
+    captions, failures = caption_samples(
         captioner,
         samples,
         captioner.options(**given),
@@ -302,11 +308,17 @@ def evaluate(
     )
     if predictions:
         _write_json(predictions, [{"image_id": image, "caption": caption} for image, caption in captions.items()])
+    if failures:
+        raise CaptionerError(
+            f"no scores: {len(failures)} of {len(samples)} images cannot be read, and without them this is another "
+            "data set:\n" + "\n".join(f"{failure.image}: {failure.message}" for failure in failures)
+        )
     references: dict[Hashable, tuple[str, ...]] = {sample.id: sample.captions for sample in samples}
     scores = score_captions(captions, references, metrics=wanted, tokenization=tokenization)
-    print_scores(Console(), [captioner.name], [scores])
     if output:
         _write_json(output, as_json(scores))
+    with reporting("stdout"):
+        print_scores(Console(), [captioner.name], [scores])
 
 
 @app.command()
@@ -359,7 +371,8 @@ def _print_estimate(estimate: "Estimate") -> None:
     for phase in estimate.phases:
         speed, hours = f"{phase.tokens_per_second:,.0f}", f"{phase.hours:.2f}"
         table.add_row(phase.name, f"{phase.learning:,}", speed, f"{phase.steps:,}", hours)
-    Console().print(table)
+    with reporting("stdout"):
+        Console().print(table)
     total = sum(phase.hours for phase in estimate.phases)
     print(
         f"{estimate.parameters:,} parameters; {estimate.memory / 2**30:.1f} GiB of memory; {total:.2f} hours, "
@@ -389,15 +402,17 @@ def _metric_names(chosen: str | None, tokenization: str) -> list[str]:
     return default_metrics(tokenization) if chosen is None else [name.strip() for name in chosen.split(",")]
 
 
+def _check_files(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None:
+            check_file(path)
+
+
 def _write_json(path: Path, value: Any) -> None:
     import json
 
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise CaptionerError(f"{path}: {error.strerror}") from error
+    with whole_file(path) as file:
+        file.write(json.dumps(value, indent=1) + "\n")
 
 
 def _default_workers() -> int:
@@ -426,11 +441,34 @@ def _load_captioner(model: str | None, device: str, precision: str) -> "Captione
 def main() -> None:
     """Run the command line; a user's mistake costs one line on stderr and exit status 2."""
     keep_freed_memory()
+    _open_console()
+    status, fault = _run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # its reader has seen enough, as `head` has
+        status = status or 1
+        _close_stdout()
+    except OSError as error:
+        status, fault = 2, f"stdout: cannot be written: {error.strerror}"
+        _close_stdout()
+    if fault:
+        with suppress(OSError):
+            print(f"error: {fault}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _run() -> tuple[int, str]:
+    """Gives the exit status, and what went wrong."""
     try:
         app()
+    except SystemExit as end:
+        return int(end.code or 0), ""
     except CaptionerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2, str(error)
+    except OSError as error:  # a disk that is full, a folder that may not be read
+        reason = error.strerror or str(error)
+        return 2, f"{error.filename}: {reason}" if error.filename else reason
+    return 0, ""
 
 
 def main_and_leave() -> None:
@@ -441,6 +479,33 @@ def main_and_leave() -> None:
     try:
         main()
     except SystemExit as end:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
         os._exit(int(end.code or 0))
+
+
+def _open_console() -> None:
+    """Let stdout and stderr take any text, and stand in for those that whoever started us has closed.
+
+    What their encoding lacks is written as \\xe9 or \\u2014. Names of files that are not valid text leave as the bytes
+    that they are.
+    """
+    codecs.register_error("console", _bytes_or_escapes)
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:  # the next file to be opened would get its number
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="console")  # type: ignore[union-attr]
+
+
+def _bytes_or_escapes(error: UnicodeError) -> tuple[bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    how = ("surrogateescape" if "\udc80" <= character <= "\udcff" else "backslashreplace" for character in text)
+    return b"".join(map(lambda character, errors: character.encode("ascii", errors), text, how)), error.end
+
+
+def _close_stdout() -> None:
+    """Drop what stdout cannot take, or Python would try again, and complain, at its end."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

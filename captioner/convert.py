@@ -32,7 +32,8 @@ from transformers.activations import ACT2FN
 
 from captioner.card import read_card, usage, write_card
 from captioner.errors import CaptionerError
-from captioner.hub import find_model, new_folder, quiet_transformers
+from captioner.files import new_folder
+from captioner.hub import find_model, quiet_transformers
 from captioner.model.build import build_model
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration

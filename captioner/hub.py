@@ -1,10 +1,8 @@
-"""Finds a captioner and reads it: the bundled one, a folder, a training's folder, or one of the Hugging Face Hub; and
-makes the folder that a new one is written into.
+"""Finds a captioner and reads it: the bundled one, a folder, a training's folder, or one of the Hugging Face Hub.
 
 What only a download or a model in torch needs is imported there: an exported model is found without.
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,22 +71,6 @@ def _download(repository: str, missing: str) -> Path:
         raise CaptionerError(f"{missing}, and no such public model on the Hugging Face Hub") from error
     except (HfHubHTTPError, OSError) as error:
         raise CaptionerError(f"{missing}, and the Hub answered: {str(error).splitlines()[0]}") from error
-
-
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """A folder to write a model into, which becomes `output` when all is written, and nothing where that fails.
-
-    Raises:
-        CaptionerError: `output` is there already, or there is no folder to put it in.
-    """
-    if output.exists() or not output.parent.is_dir():
-        raise CaptionerError(f"{output}: " + ("exists already" if output.exists() else f"no folder {output.parent}"))
-    with tempfile.TemporaryDirectory(prefix=f"{output.name}.", dir=output.parent) as temporary:
-        partial = Path(temporary) / output.name
-        partial.mkdir()
-        yield partial
-        partial.rename(output)
 
 
 def load_model(

@@ -1,10 +1,13 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import captioner
 from captioner.cli import main
 
 IMAGES = {1: "a dog runs on the beach", 2: "two cats sleep on a couch", 3: "a red bus drives down the street"}
@@ -83,3 +86,57 @@ def test_metrics_load_neither_torch_nor_transformers() -> None:
     )
     package = Path(__file__).parents[1] / "captioner"
     assert subprocess.run([sys.executable, "-c", code, str(package)], check=False).returncode == 0
+
+
+def in_a_shell(files: Path, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`$score` is the command, without its results file."""
+    root = str(Path(captioner.__file__).parents[1])
+    score = f"{sys.executable} -c 'from captioner.cli import main; main()' score"
+    end = "references.json --metrics Bleu_4"
+    script = "set -o pipefail\n" + command.replace("SCORE", score).replace("END", end)
+    return subprocess.run(
+        ["bash", "-c", script],
+        cwd=files,
+        env=os.environ | {"PYTHONPATH": root} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell")
+@pytest.mark.parametrize(
+    ("command", "status", "err"),
+    [
+        ("SCORE good.json END -o s.json | true", 1, ""),
+        ("SCORE good.json END -o s.json | head -1", None, ""),
+        ("SCORE good.json END -o s.json >&-", 0, ""),
+        ("SCORE good.json END -o s.json > /dev/full", 2, "error: stdout: cannot be written: No space left on device\n"),
+        ("SCORE good.json END -o s.json 2>&-", 0, ""),
+        ("SCORE good.json END -o s.json <&- >&- 2>&-", 0, ""),
+    ],
+)
+def test_the_file_is_written_whatever_becomes_of_stdout(
+    files: Path, command: str, status: int | None, err: str
+) -> None:
+    finished = in_a_shell(files, command)
+    assert finished.stderr == err and status in (None, finished.returncode)
+    assert json.loads((files / "s.json").read_text())["images"] == 3
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell")
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_a_name_that_the_console_lacks_is_escaped(files: Path, encoding: str) -> None:
+    (files / "写真.json").write_text((files / "good.json").read_text())
+    finished = in_a_shell(files, "SCORE 写真.json END; SCORE 写真.jsonl END", PYTHONIOENCODING=encoding)
+    shown = "写真" if encoding == "utf-8" else "\\u5199\\u771f"
+    assert shown in finished.stdout and f"{shown}.jsonl" in finished.stderr
+    assert finished.stderr.count("\n") == 1 and finished.returncode == 2
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_before_the_work(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("captioner.metrics.score.score_captions", None)
+    assert run(monkeypatch, files / "good.json", files / "references.json", "-o", files / "no" / "s.json") == 2
+    assert "s.json: there is no folder" in capsys.readouterr().err

@@ -13,19 +13,20 @@ PACKAGE = "captioner"
 ROOT = Path(__file__).parents[1]
 
 # What a room (a folder or module directly under captioner/) may import of ours, besides itself.
-INFER_AND_BELOW = {"infer", "hub", "data", "model", "metrics", "config", "errors"}
+INFER_AND_BELOW = {"infer", "hub", "data", "model", "metrics", "config", "files", "errors"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "files": {"errors"},
     "memory": set(),
     "auto": {"model"},
     "config": {"errors"},
     "model": set(),  # save_pretrained copies these files beside a checkpoint: they stand alone
     "metrics": {"errors"},
-    "data": {"config", "errors"},
+    "data": {"config", "files", "errors"},
     "hub": {"model", "errors"},
     "card": {"errors"},
-    "average": {"hub", "card", "model", "errors"},
-    "convert": {"hub", "card", "model", "errors"},
+    "average": {"hub", "card", "model", "files", "errors"},
+    "convert": {"hub", "card", "model", "files", "errors"},
     "infer": {"hub", "data", "model", "errors", "export.runtime", "export.search", "export.format"},
     "train": {
         "hub",
@@ -37,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "infer.options",
         "infer.processes",
         "config",
+        "files",
         "errors",
     },
     "annotate": INFER_AND_BELOW,

@@ -4,26 +4,23 @@ from collections.abc import Hashable, Sequence
 
 from captioner.annotate.pipeline import Failure, caption_images, progress_bar
 from captioner.data.sources import Sample
-from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
 from captioner.infer.options import GenerationOptions
 
 
 def caption_samples(
     captioner: Captioner, samples: Sequence[Sample], options: GenerationOptions, *, batch_size: int, num_workers: int
-) -> dict[Hashable, str]:
-    """The best caption of each sample by its id.
-
-    Raises:
-        CaptionerError: an image cannot be read: a score without it would be another data set's.
-    """
+) -> tuple[dict[Hashable, str], list[Failure]]:
+    """The best caption of each sample by its id, and the images that cannot be read."""
     captions: dict[Hashable, str] = {}
+    failures: list[Failure] = []
     images = ((sample.id, sample.image) for sample in samples)
     with progress_bar() as progress:
         task = progress.add_task("captioning", total=len(samples))
         for result in caption_images(captioner, images, options, batch_size=batch_size, num_workers=num_workers):
             if isinstance(result, Failure):
-                raise CaptionerError(f"{result.image}: {result.message}")
-            captions[result.key] = result.caption.text
+                failures.append(result)
+            else:
+                captions[result.key] = result.caption.text
             progress.advance(task)
-    return captions
+    return captions, failures

@@ -10,6 +10,7 @@ import sentencepiece
 
 from captioner.config import TokenizerConfig
 from captioner.errors import CaptionerError
+from captioner.files import check_file, reporting, whole_file
 
 
 def clean_caption(caption: str) -> str:
@@ -35,8 +36,11 @@ def train_tokenizer(captions: Iterable[str], config: TokenizerConfig, path: Path
 
     Raises:
         CaptionerError: no captions, or more characters in them than `vocab_size` holds. (Of too few captions fewer
-            pieces are made than `vocab_size`.)
+            pieces are made than `vocab_size`.) Or `path`, whose folder is made, cannot be written.
     """
+    with reporting(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    check_file(path)
     sentences = [cleaned for caption in captions if (cleaned := clean_caption(caption))]
     if not sentences:
         raise CaptionerError("the tokenizer has no captions to learn from")
@@ -63,7 +67,5 @@ def train_tokenizer(captions: Iterable[str], config: TokenizerConfig, path: Path
     except (RuntimeError, OSError) as error:
         reason = str(error).rpartition("] ")[2]  # what went wrong, after where in SentencePiece's sources
         raise CaptionerError(f"tokenizer.vocab_size={config.vocab_size} cannot be trained: {reason}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(model.getvalue())
-    partial.replace(path)
+    with whole_file(path, "wb") as file:
+        file.write(model.getvalue())

@@ -57,11 +57,24 @@ def test_captions_are_scored_against_their_own_images(evaluate, own_captions, tm
     assert written == own_captions
 
 
-def test_an_unreadable_image_stops_the_measurement(evaluate, own_captions, tmp_path):
+def test_an_unreadable_image_costs_the_scores_but_not_the_captions(evaluate, own_captions, tmp_path):
     (tmp_path / "3.png").write_bytes(b"broken")
-    status, out, err = evaluate("--data", tmp_path / "data.csv", "-o", tmp_path / "scores.json")
-    assert status == 2 and "3.png: not an image" in err and out == ""
-    assert not (tmp_path / "scores.json").exists()
+    scores, predictions = tmp_path / "scores.json", tmp_path / "predictions.json"
+    arguments = ["--data", tmp_path / "data.csv", "--min-new-tokens", 12, "-o", scores, "--predictions", predictions]
+    status, out, err = evaluate(*arguments)
+    assert (status, out) == (2, "") and not scores.exists()
+    assert "no scores: 1 of 5 images cannot be read" in err and "3.png: not an image" in err
+    written = {row["image_id"]: row["caption"] for row in json.loads(predictions.read_text())}
+    assert written == {name: caption for name, caption in own_captions.items() if name != "3.png"}
+
+
+@pytest.mark.parametrize("option", ["-o", "--predictions"])
+def test_a_place_where_nothing_can_be_written_is_refused_before_anything_is_captioned(
+    evaluate, own_captions, tmp_path, monkeypatch, option
+):
+    monkeypatch.setattr(TorchCaptionStream, "add", None)
+    status, _, err = evaluate("--data", tmp_path / "data.csv", option, tmp_path / "no" / "where.json")
+    assert status == 2 and f"where.json: there is no folder {tmp_path}" in err
 
 
 def test_an_unknown_metric_is_refused_before_anything_is_captioned(evaluate, own_captions, tmp_path, monkeypatch):
