@@ -6,7 +6,7 @@ from pathlib import Path
 from captioner.card import read_card, usage, write_card
 from captioner.errors import CaptionerError
 from captioner.files import new_folder
-from captioner.hub import find_model, load_model
+from captioner.hub import find_model, load_model, save_model
 from captioner.model.configuration_captioner import CaptionerConfig
 
 MEANING = sorted(CaptionerConfig.__annotations__.keys() - {"image_size", "dropout", "initializer_range", "use_cache"})
@@ -43,8 +43,7 @@ def average_models(sources: Sequence[str | Path], output: Path) -> None:
                 if tensor.is_floating_point():  # counters stay; new tensors, since some of the model's are tied
                     mean[key] = tensor.lerp(weights[key], 1 / count)
         model.load_state_dict(mean)
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
+        save_model(model, processor, partial)
         names = [first, *(name for _, name in others)]
         write_card(partial, _card(names, output.name), card, first)
 

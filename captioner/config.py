@@ -69,6 +69,13 @@ class SourceConfig(Section):
     image_column: str = Field("image", description="Of tables: image or its name; file_name is found without asking.")
     caption_column: str = Field("caption", description="Of tables: a caption, or a list of captions.")
     label_column: str | None = Field(None, description="Class or tags of an image, a string or a list; default: none.")
+    weight: float = Field(
+        1.0,
+        gt=0,
+        le=1000,
+        description="How often an epoch draws each image of this training source: 3 takes it three times, 0.5 every "
+        "other epoch.",
+    )
     on_error: Literal["raise", "skip"] = Field("raise", description="What a missing image or malformed row costs.")
 
     @model_validator(mode="after")
@@ -78,16 +85,27 @@ class SourceConfig(Section):
         return self
 
 
+def _kind_of_sources(value: Any) -> str:
+    return "<sources>" if isinstance(value, list) else "<source>"
+
+
 class DataConfig(Section):
-    train: SourceConfig
-    validation: SourceConfig
-    unlabelled: SourceConfig | None = Field(
-        None, description="Photos (captioned: false) that phases with distillation train on too."
+    train: Annotated[
+        Annotated[SourceConfig, Tag("<source>")] | Annotated[list[SourceConfig], Field(min_length=1), Tag("<sources>")],
+        Discriminator(_kind_of_sources),
+    ] = Field(
+        description="A source, or a list of them. A phase takes the images that its objectives can use: captioning "
+        "those with captions, tags also those with labels, distillation all."
     )
+    validation: SourceConfig
     text: str | None = Field(None, description="A text file, a caption a line, for phases of language_modeling.")
     captions_per_image: int = Field(5, ge=1, description="Captions decoded against one encoder pass.")
     max_caption_tokens: int = Field(40, ge=2, description="Longer captions are cut, end-of-sequence kept.")
     num_workers: int = Field(2, ge=0)
+
+    @property
+    def train_sources(self) -> list[SourceConfig]:
+        return self.train if isinstance(self.train, list) else [self.train]
 
 
 class TokenizerConfig(Section):
@@ -100,9 +118,12 @@ class TokenizerConfig(Section):
 
 
 class TagsConfig(Section):
-    """What the tag head learns to name: the data set's labels, or the words that its captions use for most images."""
+    """What the tag head learns to name: the data set's labels, the most frequent words of its captions, or both.
 
-    source: Literal["labels", "captions"] = "labels"
+    With both, an image that has captions alone says nothing of tags that only labels name, and the other way round.
+    """
+
+    source: Literal["labels", "captions", "both"] = "labels"
     num_words: int = Field(200, ge=2, description="Of captions: how many words become tags.")
     problem_type: Literal["single_label_classification", "multi_label_classification"] = "multi_label_classification"
     loss: Literal["asymmetric", "binary_cross_entropy"] = Field(
@@ -111,8 +132,10 @@ class TagsConfig(Section):
 
     @model_validator(mode="after")
     def _captions_have_many_words(self) -> "TagsConfig":
-        if self.source == "captions" and self.problem_type == "single_label_classification":
-            raise ValueError("source captions gives an image many tags: problem_type is multi_label_classification")
+        if self.source != "labels" and self.problem_type == "single_label_classification":
+            raise ValueError(
+                f"source {self.source} gives an image many tags: problem_type is multi_label_classification"
+            )
         return self
 
 
@@ -216,6 +239,8 @@ class PhaseConfig(Section):
         description="Weights: captioning (cross-entropy), reward (CIDEr-D of drawn captions), tags, contrastive, "
         "distillation, language_modeling (data.text, alone).",
     )
+    batch_size: int | None = Field(None, ge=1, description="Default: optimization.batch_size.")
+    dropout: float | None = Field(None, ge=0, lt=1, description="Of bridge and decoder. Default: the model's.")
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     word_dropout: float = Field(0.0, ge=0, lt=1, description="Share of the words so far hidden from the decoder.")
     warmup_fraction: float = Field(0.05, ge=0, le=1)
@@ -272,8 +297,13 @@ class PhaseGroup(Section):
     phases: list[PhaseConfig] = Field(min_length=1)
 
 
-# How the checker marks, in the place of an error, which of the two an item of `phases` was taken for.
-KINDS_OF_PHASES: dict[Any, type[Section]] = {"<phase>": PhaseConfig, "<group>": PhaseGroup}
+# How the checker marks, in the place of an error, which kind of section a value was taken for.
+KINDS: dict[Any, type[Section]] = {
+    "<phase>": PhaseConfig,
+    "<group>": PhaseGroup,
+    "<source>": SourceConfig,
+    "<sources>": SourceConfig,
+}
 
 
 def _kind_of_phase(item: Any) -> str:
@@ -501,7 +531,7 @@ def _expand_variables(node: Any, where: str) -> Any:
 
 def _explain(problem: Any, section: type[Section], where: str) -> str:
     location = [part for part in problem["loc"] if part != "[key]"]
-    key = ".".join(str(part) for part in location if part not in KINDS_OF_PHASES)
+    key = ".".join(str(part) for part in location if part not in KINDS)
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(location[-1]), _valid_names(section, location[:-1]), 1, cutoff=0.5)
         return f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
@@ -512,8 +542,8 @@ def _explain(problem: Any, section: type[Section], where: str) -> str:
 
 def _valid_names(section: Any, location: list[Any]) -> list[str]:
     for part in location:
-        if part in KINDS_OF_PHASES:
-            section = KINDS_OF_PHASES[part]
+        if part in KINDS:
+            section = KINDS[part]
         elif not isinstance(part, int):
             annotation = section.model_fields[part].annotation
             section = annotation.__args__[0] if getattr(annotation, "__origin__", None) is list else annotation

@@ -33,7 +33,7 @@ from transformers.activations import ACT2FN
 from captioner.card import read_card, usage, write_card
 from captioner.errors import CaptionerError
 from captioner.files import new_folder
-from captioner.hub import find_model, quiet_transformers
+from captioner.hub import find_model, quiet_transformers, save_model
 from captioner.model.build import build_model
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
@@ -127,8 +127,7 @@ def convert_model(source: str | Path, output: Path) -> float:
             raise CaptionerError(f"{name}: not converted, since its logits and ours would differ by {difference:.1e}")
         settings = {key: getattr(original.generation_config, key) for key in GENERATION}
         model.generation_config.update(**{key: value for key, value in settings.items() if value is not None})
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
+        save_model(model, processor, partial)
         write_card(partial, _card(name, output.name, model, difference), card, name)
     return difference
 

@@ -117,9 +117,16 @@ def load_model(
     return model, processor
 
 
+def save_model(model: "CaptionerForConditionalGeneration", processor: "CaptionerProcessor", folder: Path) -> None:
+    """Write a model's folder: configuration, weights, processor and tokenizer."""
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' "Loading weights" bar off stderr, which belongs to our caller."""
+    """Keep transformers' progress bars off stderr, which belongs to our caller."""
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()

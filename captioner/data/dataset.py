@@ -3,7 +3,7 @@
 Shapes: B images, K captions an image, T tokens of the longest caption in the batch, C tags.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from captioner.config import AugmentationConfig, DataConfig
 from captioner.data.images import ImageError, load_image
 from captioner.data.sources import Sample
+from captioner.data.tags import UNTAGGED, TagTargets
 from captioner.data.tokenizer import clean_caption, encode_texts
 
 IGNORE_INDEX = -100  # the label that torch's cross-entropy leaves out
@@ -30,7 +31,8 @@ class Processor(Protocol):
 
 
 Place = tuple[int, int]
-"""An epoch and an index: what is drawn at random for an item depends on these and the seed alone."""
+"""A pass and an index: what is drawn at random for an item depends on these and the seed alone. Where every item comes
+once an epoch, its passes are the epochs."""
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Batch:
     """Images, or the trunk's tokens for them, or neither where there are words alone, with their captions.
 
     `encoder_inputs` holds `pixel_values` [B, 3, height, width] or `trunk_features` [B, P, width]; `labels` is
-    [B * K, T]; `tags` [B, C] is 0 or 1, `IGNORE_INDEX` in the rows of images that nobody has tagged.
+    [B * K, T]; `tags` [B, C] is 0 or 1, `IGNORE_INDEX` where nobody has said whether the image has the tag.
     An image that could not be read stays as a blank one without captions or tags; `errors` gives its row and why.
     """
 
@@ -85,10 +87,12 @@ class CaptionDataset(Dataset):
         augmentation: AugmentationConfig | None = None,
         features: Sequence[Tensor] | None = None,
         seed: int = 0,
-        tags: Sequence[Collection[int] | None] | None = None,
+        tags: Sequence[TagTargets] | None = None,
         num_tags: int = 0,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        """`tags` holds for each sample the numbers of its tags below `num_tags`, or None where nobody tagged it."""
+        """`tags` are those of each sample, of `num_tags` in all; `weights` say how often an epoch takes each sample,
+        by default once."""
         self.samples = samples
         self.image_processor = processor.image_processor
         self.captions = encode_captions(
@@ -100,6 +104,7 @@ class CaptionDataset(Dataset):
         self.seed = seed
         self.tags = tags
         self.num_tags = num_tags
+        self.weights = weights
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -122,14 +127,17 @@ class CaptionDataset(Dataset):
             return self._without_targets(item | blank)
 
     def _without_targets(self, item: dict[str, Any]) -> dict[str, Any]:
-        return item | {"captions": []} | ({"tags": self._tag_row(None)} if self.tags is not None else {})
+        return item | {"captions": []} | ({"tags": self._tag_row(UNTAGGED)} if self.tags is not None else {})
 
-    def _tag_row(self, tags: Collection[int] | None) -> Tensor:
-        if tags is None:
-            return torch.full((self.num_tags,), IGNORE_INDEX, dtype=torch.int8)
-        return torch.zeros(self.num_tags, dtype=torch.int8).index_fill_(
-            0, torch.tensor(sorted(tags), dtype=torch.long), 1
-        )
+    def _tag_row(self, tags: TagTargets) -> Tensor:
+        row = torch.full((self.num_tags,), IGNORE_INDEX, dtype=torch.int8)
+        row[list(tags.known)] = 0
+        row[list(tags.present)] = 1
+        return row
+
+    def places(self, epoch: int) -> list[Place]:
+        """What an epoch takes: each sample as often as its weight says, spread evenly over the epochs."""
+        return epoch_places(len(self), epoch, self.weights)
 
     def lengths(self) -> list[int]:
         """Tokens of each image's captions together, as packed in a row; where some of many are drawn, in the mean.
@@ -188,6 +196,22 @@ class TextDataset(Dataset):
 
     def lengths(self) -> list[int]:
         return [len(ids) for (ids,) in self.captions]
+
+    def places(self, epoch: int) -> list[Place]:
+        return epoch_places(len(self), epoch)
+
+
+def epoch_places(count: int, epoch: int, weights: Sequence[float] | None = None) -> list[Place]:
+    """The places of an epoch over `count` items, which number their own passes.
+
+    Item i of weight w has had floor(w * e + shift) passes before epoch e. The shift, a multiple of the golden ratio,
+    spreads the items of a weight below 1 evenly over the epochs; of weight 1, pass and epoch are the same.
+    """
+    if weights is None:
+        return [(epoch, index) for index in range(count)]
+    shifts = (np.arange(count) * 0.6180339887498949) % 1
+    first, end = (np.floor(np.asarray(weights) * e + shifts).astype(int) for e in (epoch, epoch + 1))
+    return [(number, index) for index in range(count) for number in range(first[index], end[index])]
 
 
 def encode_captions(captions: Sequence[Sequence[str]], tokenizer: Any, max_tokens: int) -> list[list[list[int]]]:

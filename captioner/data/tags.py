@@ -3,6 +3,7 @@
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from captioner.data.sources import Sample
 
@@ -61,16 +62,38 @@ def label_names(samples: Iterable[Sample]) -> list[str]:
     return sorted({label for sample in samples for label in sample.labels})
 
 
-def label_targets(samples: Iterable[Sample], names: Sequence[str], from_captions: bool) -> list[set[int] | None]:
-    """For each sample the indices in `names` of its labels, or of its captions' words.
+class TagTargets(NamedTuple):
+    """What is known of an image's tags, as indices of their names: those it has, among those that somebody judged."""
 
-    None where a sample has no label (no caption): nobody has said what it shows. A sample that has some, but none of
-    `names`, gets the empty set.
+    present: frozenset[int]
+    known: frozenset[int]
+
+
+UNTAGGED = TagTargets(frozenset(), frozenset())
+
+
+def tag_names(labels: Sequence[str], words: Sequence[str]) -> list[str]:
+    """The names that a head tells apart: labels of a data set, then words of its captions that are no labels."""
+    return [*labels, *(word for word in words if word not in set(labels))]
+
+
+def tag_targets(samples: Iterable[Sample], labels: Sequence[str], words: Sequence[str]) -> list[TagTargets]:
+    """For each sample what is known of the `tag_names` of these labels and words.
+
+    An image with labels has these and none of the other `labels`; an image with captions has the words that they use
+    and none of the other `words`. The rest is unknown.
     """
-    index = {name: number for number, name in enumerate(names)}
-    targets: list[set[int] | None] = []
+    index = {name: number for number, name in enumerate(tag_names(labels, words))}
+    judged = {
+        (labelled, captioned): frozenset(
+            index[name] for names, given in ((labels, labelled), (words, captioned)) if given for name in names
+        )
+        for labelled in (False, True)
+        for captioned in (False, True)
+    }
+    targets = []
     for sample in samples:
-        found = content_words(sample.captions) if from_captions else sample.labels
-        known = sample.captions if from_captions else sample.labels
-        targets.append({index[name] for name in found if name in index} if known else None)
+        found = {*sample.labels, *(content_words(sample.captions) if words else ())}
+        known = judged[bool(sample.labels), bool(sample.captions)]
+        targets.append(TagTargets(frozenset(index[name] for name in found if name in index) & known, known))
     return targets

@@ -1,13 +1,15 @@
 """What a recipe trains on: its samples, a data set for each phase, and the batches of each step."""
 
+import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from captioner.config import PhaseConfig, RunConfig, SourceConfig, Stretch
 from captioner.data.dataset import CaptionDataset, Place, TextDataset, bucketed_batches
 from captioner.data.sources import Sample, Skip, load_samples
 from captioner.data.streamed import stored
-from captioner.data.tags import frequent_words, label_names, label_targets
+from captioner.data.tags import frequent_words, label_names, tag_names, tag_targets
 from captioner.data.text import load_text
 from captioner.errors import CaptionerError
 from captioner.model.processing_captioner import CaptionerProcessor
@@ -19,6 +21,12 @@ Step = list[list[Place]]
 class TrainingData:
     """The samples of a recipe, read once; those that are streamed are kept in `folder` until the training's end.
 
+    Attributes:
+        train: the samples of all training sources, one source after another. Of several sources, an image's id starts
+            with its source's number, since layouts count their images from 0.
+        weights: how often an epoch takes each of them.
+        optional, optional_validation: ids of images that may turn out unreadable (`on_error: skip`).
+
     Raises:
         CaptionerError: a source that cannot be read or has no samples; a tag head without tags to tell apart.
     """
@@ -26,17 +34,33 @@ class TrainingData:
     def __init__(self, config: RunConfig, folder: Path, say: Callable[[str], None]) -> None:
         self.config = config
         data = config.data
-        self.train = _load_source(data.train, folder, say)
+        self.train: list[Sample] = []
+        self.weights: list[float] = []
+        self.optional: set[str | int] = set()
+        for number, source in enumerate(data.train_sources):
+            samples = _load_source(source, folder, say)
+            if len(data.train_sources) > 1:
+                samples = [replace(sample, id=f"{number}:{sample.id}") for sample in samples]
+            self.train += samples
+            self.weights += [source.weight] * len(samples)
+            self.optional |= _optional(source, samples)
         self.validation = _load_source(data.validation, folder, say)[: config.validation.max_images]
-        self.unlabelled = _load_source(data.unlabelled, folder, say) if data.unlabelled else []
+        self.optional_validation = _optional(data.validation, self.validation)
         self.text = load_text(data.text) if data.text else []
-        self.tags = self._tag_names() if config.uses("tags") else []
+        self.labels, self.words = self._tag_vocabulary() if config.uses("tags") else ([], [])
+        self.tags = tag_names(self.labels, self.words)
         self._data_sets: dict[str, CaptionDataset | TextDataset] = {}
 
     def captions(self) -> Iterator[str]:
         """All that a tokenizer may learn from."""
         yield from (caption for sample in self.train for caption in sample.captions)
         yield from self.text
+
+    def thin_out(self, samples: int) -> None:
+        """Keep about as many samples, of all sources, with the words and tags of all."""
+        every = max(1, len(self.train) // samples)
+        self.train, self.weights, self.text = self.train[::every], self.weights[::every], self.text[:samples]
+        self._data_sets = {}
 
     def train_set(self, phase: PhaseConfig, processor: CaptionerProcessor) -> CaptionDataset | TextDataset:
         """A phase's data set, its captions encoded once: in alternation phases come back again and again."""
@@ -51,50 +75,77 @@ class TrainingData:
         data = self.config.data
         if "language_modeling" in phase.objectives:
             return TextDataset(self.text, processor.tokenizer, data.max_caption_tokens)
-        samples = self.samples(phase)
-        targets = label_targets(samples, self.tags, self._tags_from_captions) if "tags" in phase.objectives else None
+        used = [number for number, sample in enumerate(self.train) if _is_of_use(sample, phase)]
+        if not used:
+            raise CaptionerError(f"phase {phase.name}: no training image has what {', '.join(phase.objectives)} needs")
+        samples = [self.train[number] for number in used]
         return CaptionDataset(
-            samples, processor, data, phase.augmentation, seed=self.config.seed, tags=targets, num_tags=len(self.tags)
+            samples,
+            processor,
+            data,
+            phase.augmentation,
+            seed=self.config.seed,
+            tags=tag_targets(samples, self.labels, self.words) if "tags" in phase.objectives else None,
+            num_tags=len(self.tags),
+            weights=[self.weights[number] for number in used],
         )
 
-    def samples(self, phase: PhaseConfig) -> list[Sample]:
-        return [*self.train, *self.unlabelled] if "distillation" in phase.objectives else self.train
-
-    def steps(self, lengths: list[int], stretch: Stretch, epoch: int, process: int, processes: int) -> list[Step]:
-        """The steps of a stretch, this process's share of them, for a data set with captions of these lengths.
+    def steps(
+        self, data_set: CaptionDataset | TextDataset, stretch: Stretch, epoch: int, process: int, processes: int
+    ) -> list[Step]:
+        """The steps of a stretch over the phase's data set, this process's share of them.
 
         All processes together see the same batches as one process with a batch as large as all of theirs. A phase
         counted in steps goes on through the data where its turn before ended; `epoch` is that of one counted in epochs.
         """
+        epoch_steps = functools.cache(
+            lambda epoch: self._epoch_steps(data_set, stretch.phase, epoch, process, processes)
+        )
         if stretch.phase.steps is None:
-            return self._epoch_steps(lengths, epoch, process, processes)
-        length = len(self._epoch_steps(lengths, 0, process, processes))
-        first = stretch.number * stretch.phase.steps
-        places = [divmod(number, length) for number in range(first, first + stretch.phase.steps)]
-        epochs = {epoch: self._epoch_steps(lengths, epoch, process, processes) for epoch in {e for e, _ in places}}
-        return [epochs[epoch][number] for epoch, number in places]
+            return epoch_steps(epoch)
+        first, end, steps = stretch.number * stretch.phase.steps, (stretch.number + 1) * stretch.phase.steps, []
+        passed, number = 0, 0
+        while passed < end:
+            of_epoch = epoch_steps(number)
+            steps += of_epoch[max(0, first - passed) : end - passed]
+            passed, number = passed + len(of_epoch), number + 1
+        return steps
 
-    def _epoch_steps(self, lengths: list[int], epoch: int, process: int, processes: int) -> list[Step]:
+    def _epoch_steps(
+        self, data_set: CaptionDataset | TextDataset, phase: PhaseConfig, epoch: int, process: int, processes: int
+    ) -> list[Step]:
         settings = self.config.optimization
-        batches = bucketed_batches(lengths, settings.batch_size * processes, self.config.seed, epoch)
-        share = [
-            [(epoch, index) for index in batch[process::processes]] for batch in batches if len(batch) >= processes
-        ]
+        lengths, places = data_set.lengths(), data_set.places(epoch)
+        batch_size = (phase.batch_size or settings.batch_size) * processes
+        batches = bucketed_batches([lengths[index] for _, index in places], batch_size, self.config.seed, epoch)
+        share = [[places[item] for item in batch[process::processes]] for batch in batches if len(batch) >= processes]
         accumulated = settings.gradient_accumulation_steps
         return [share[i : i + accumulated] for i in range(0, len(share), accumulated)]
 
-    @property
-    def _tags_from_captions(self) -> bool:
-        return self.config.tags is not None and self.config.tags.source == "captions"
+    def _tag_vocabulary(self) -> tuple[list[str], list[str]]:
+        assert self.config.tags is not None
+        source = self.config.tags.source
+        labels = [] if source == "captions" else label_names(self.train)
+        captions = (sample.captions for sample in self.train)
+        words = [] if source == "labels" else frequent_words(captions, self.config.tags.num_words)
+        if len(tag_names(labels, words)) < 2:
+            paths = ", ".join(source.path for source in self.config.data.train_sources)
+            raise CaptionerError(f"{paths}: a tag head needs two tags to tell apart")
+        return labels, words
 
-    def _tag_names(self) -> list[str]:
-        if self.config.tags is not None and self._tags_from_captions:
-            names = frequent_words((sample.captions for sample in self.train), self.config.tags.num_words)
-        else:
-            names = label_names(self.train)
-        if len(names) < 2:
-            raise CaptionerError(f"{self.config.data.train.path}: a tag head needs two tags to tell apart")
-        return names
+
+def _is_of_use(sample: Sample, phase: PhaseConfig) -> bool:
+    """Whether an objective of the phase learns from the sample."""
+    objectives = phase.objectives.keys()
+    return bool(
+        "distillation" in objectives
+        or (sample.labels and "tags" in objectives)
+        or (sample.captions and objectives & {"captioning", "reward", "contrastive", "tags"})
+    )
+
+
+def _optional(source: SourceConfig, samples: list[Sample]) -> set[str | int]:
+    return {sample.id for sample in samples} if source.on_error == "skip" else set()
 
 
 def _load_source(source: SourceConfig, folder: Path, say: Callable[[str], None]) -> list[Sample]:

@@ -1,7 +1,6 @@
 """A recipe tried out before it is run: everything is built, every path is read, a few steps of each phase are taken."""
 
 import json
-import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from captioner.config import RunConfig, Stretch
-from captioner.train.data import TrainingData
 from captioner.train.launch import join_launch, obey_launcher
 from captioner.train.phases import apply_phase
 from captioner.train.trainer import Trainer
@@ -58,8 +56,8 @@ def dry_run(config: RunConfig) -> Estimate:
     with tempfile.TemporaryDirectory() as own:
         (folder,) = broadcast_object_list([own])  # the main process's, for all of them
         trainer = Trainer(_shortened(config, Path(folder)), resume=False)
-        steps = {name: _steps(config, trainer.data, stretch, launch.num_processes) for name, stretch in totals.items()}
-        _keep(trainer.data, STEPS * _samples_a_step(config, launch.num_processes))
+        steps = {name: _steps(trainer, stretch) for name, stretch in totals.items()}
+        trainer.data.thin_out(STEPS * _samples_a_step(config, launch.num_processes))
         trainer.run()
         launch.wait_for_everyone()
         log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
@@ -91,20 +89,17 @@ def _shortened(config: RunConfig, folder: Path) -> RunConfig:
     )
 
 
-def _keep(data: TrainingData, samples: int) -> None:
-    """Train on the first of them alone, with the words and tags of all: the features of no others are cached."""
-    data.train, data.unlabelled, data.text = data.train[:samples], data.unlabelled[:samples], data.text[:samples]
-
-
 def _samples_a_step(config: RunConfig, processes: int) -> int:
-    return config.optimization.batch_size * config.optimization.gradient_accumulation_steps * processes
+    default = config.optimization.batch_size
+    largest = max(stretch.phase.batch_size or default for stretch in config.schedule())
+    return largest * config.optimization.gradient_accumulation_steps * processes
 
 
-def _steps(config: RunConfig, data: TrainingData, stretch: Stretch, processes: int) -> int:
+def _steps(trainer: Trainer, stretch: Stretch) -> int:
     """The steps of all turns or epochs of a phase."""
-    phase = stretch.phase
-    samples = len(data.text) if "language_modeling" in phase.objectives else len(data.samples(phase))
-    return stretch.total * (phase.steps or math.ceil(samples / _samples_a_step(config, processes)))
+    train_set = trainer.data.train_set(stretch.phase, trainer.processor)
+    epoch = trainer.data.steps(train_set, stretch, 0, 0, trainer.accelerator.num_processes)
+    return stretch.total * (stretch.phase.steps or len(epoch))
 
 
 def _memory(device: torch.device) -> int:

@@ -85,8 +85,8 @@ class Objectives:
         captioned = int(batch.captioned.sum())
         tagged = 0
         if batch.tags is not None:
-            per_image = batch.tags.shape[1] if self._many_tags else 1
-            tagged = int((batch.tags[:, 0] != IGNORE_INDEX).sum()) * per_image
+            judged = batch.tags != IGNORE_INDEX
+            tagged = int((judged if self._many_tags else judged.any(1)).sum())
         return {
             "captioning": tokens,
             "language_modeling": tokens,
@@ -166,10 +166,11 @@ class Objectives:
 
     def _tag_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         assert batch.tags is not None and self.tags is not None
-        labelled = batch.tags[:, 0] != IGNORE_INDEX
-        logits, targets = logits[labelled].float(), batch.tags[labelled].float()
+        judged = batch.tags != IGNORE_INDEX
         if not self._many_tags:
-            return F.cross_entropy(logits, targets, reduction="sum")
+            labelled = judged.any(1)
+            return F.cross_entropy(logits[labelled].float(), batch.tags[labelled].float(), reduction="sum")
+        logits, targets = logits[judged].float(), batch.tags[judged].float()
         if self.tags.loss == "asymmetric":
             return asymmetric_loss(logits, targets)
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
@@ -179,7 +180,7 @@ def asymmetric_loss(logits: Tensor, targets: Tensor, gamma_negative: float = 4.0
     """Summed loss of many labels, few of them true (Ridnik et al. 2021, https://arxiv.org/abs/2009.14119, eq. 7): what
     is absent counts the less the surer the model is of it, and not at all below a probability of `margin`.
 
-    `logits` [B, C]; `targets` [B, C], 0 or 1.
+    `logits` of any shape; `targets` of the same, 0 or 1.
     """
     shifted = (logits.sigmoid() - margin).clamp(min=0)
     present = targets * F.logsigmoid(logits)

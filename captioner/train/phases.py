@@ -62,6 +62,10 @@ def trunk_depths(trunk: nn.Module) -> dict[str, int]:
 
 def apply_phase(model: CaptionerForConditionalGeneration, phase: PhaseConfig) -> None:
     """Let the phase's parts learn and everything else rest: no gradient, hence not one bit of change."""
+    dropout = model.config.dropout if phase.dropout is None else phase.dropout
+    for module in (*model.encoder.bridge.modules(), *model.decoder.modules()):
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
     places = parameter_places(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(learns(places[name], phase))

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captioner.card import read_card, usage, write_card
-from captioner.config import PhaseConfig, RunConfig, SourceConfig, Stretch
+from captioner.config import PhaseConfig, RunConfig, Stretch
 from captioner.data.dataset import Batch, CaptionDataset, Place, TextDataset, load_batches
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
-from captioner.hub import find_model
+from captioner.hub import find_model, save_model
 from captioner.metrics.score import score_captions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.train import checkpoint, sharding
@@ -141,7 +141,7 @@ class Trainer:
     ) -> None:
         phase = stretch.phase
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        steps = self.data.steps(train_set.lengths(), stretch, self.progress.epoch, process, processes)
+        steps = self.data.steps(train_set, stretch, self.progress.epoch, process, processes)
         remaining = steps[self.progress.step :]
         loader = self._loader(train_set, [places for step in remaining for places in step])
         bar = tqdm(total=len(steps), initial=self.progress.step, desc=str(stretch), disable=self._quiet, leave=False)
@@ -202,7 +202,7 @@ class Trainer:
         counts: dict[str, float] = {name: max(count, 1) for name, count in zip(names, items, strict=True)}
         sums: defaultdict[str, float] = defaultdict(float)
         for number, batch in enumerate(batches):
-            self._check_errors(self.config.data.train, batch)
+            self._check_errors(self.data.optional, batch)
             with self._gradients_synchronised(model, number == len(batches) - 1):
                 losses, logged = self._forward_backward(model, batch, phase, counts, step)
             for name in names:
@@ -248,7 +248,7 @@ class Trainer:
         """Caption and score the validation images; keep the weights if they are the best so far."""
         averaged = nullcontext() if self.average is None else self.average.in_place()
         with averaged, self.whole.gathered() as model:
-            on_errors = partial(self._check_errors, self.config.data.validation)
+            on_errors = partial(self._check_errors, self.data.optional_validation)
             captions, loss = validate(model, self.processor, dataset, self.config, self.accelerator, on_errors)
             scores = score_captions(captions, {row: dataset.samples[row].captions for row in captions}).corpus
             value = scores[self.config.validation.metric]
@@ -268,9 +268,9 @@ class Trainer:
         train_set, validation_set = self.data.train_set(phase, self.processor), self.validation_set
         train_set.features = validation_set.features = None  # of the trunk as it was
         if "trunk" not in phase.learning_rates and isinstance(train_set, CaptionDataset):
-            self._cache_features(validation_set, self.config.data.validation)
+            self._cache_features(validation_set, self.data.optional_validation)
             if not phase.augmentation.active and "distillation" not in phase.objectives:  # a teacher wants pixels
-                self._cache_features(train_set, self.config.data.train)
+                self._cache_features(train_set, self.data.optional)
         return train_set, validation_set
 
     def _show(self, dataset: CaptionDataset, captions: dict[int, str]) -> None:
@@ -286,7 +286,7 @@ class Trainer:
             write_report(self.report, str(self.output_dir), self.output_dir / "log.jsonl", photos)
         self.progress.captions = {str(row): caption for row, caption in shown.items()}
 
-    def _cache_features(self, dataset: CaptionDataset, source: SourceConfig) -> None:
+    def _cache_features(self, dataset: CaptionDataset, optional: Set[str | int]) -> None:
         with self.whole.gathered() as model:
             dataset.features = cache_features(
                 model,
@@ -295,12 +295,12 @@ class Trainer:
                 self.accelerator,
                 self.config.validation.batch_size,
                 self.config.data.num_workers,
-                partial(self._check_errors, source),
+                partial(self._check_errors, optional),
             )
 
     def _fit_micro_batch(self, model: nn.Module, train_set: CaptionDataset | TextDataset, phase: PhaseConfig) -> int:
         """Images that a pass takes at once: all of a batch's, or half of them, or a quarter, as memory allows."""
-        size = self.config.optimization.batch_size
+        size = phase.batch_size or self.config.optimization.batch_size
         if self.accelerator.device.type == "cpu" or self.accelerator.is_fsdp2:
             return size  # memory runs out without an error that could be caught; or leaves the others waiting for parts
         lengths = train_set.lengths()
@@ -343,7 +343,7 @@ class Trainer:
     def _build_critic(self) -> SelfCritic | None:
         if not self.config.uses("reward"):
             return None
-        captions = {sample.id: sample.captions for sample in self.data.train}
+        captions = {sample.id: sample.captions for sample in self.data.train if sample.captions}
         return SelfCritic(captions, self.processor.tokenizer, self.config.data.max_caption_tokens, self.config.seed)
 
     def _build_teacher(self, classifier: nn.Module | None) -> Teacher | None:
@@ -363,16 +363,12 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _write_last(self, model: CaptionerForConditionalGeneration, tensors: dict[str, Tensor], folder: Path) -> None:
-        self._write_model(model, folder)
+        save_model(model, self.processor, folder)
         checkpoint.save_training_state(folder, self.progress, tensors, self.accelerator.scaler)
-
-    def _write_model(self, model: CaptionerForConditionalGeneration, folder: Path) -> None:
-        model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
 
     def _write_best(self, model: CaptionerForConditionalGeneration, scores: str, folder: Path) -> None:
         """A model folder and its card."""
-        self._write_model(model, folder)
+        save_model(model, self.processor, folder)
         size, images, others = model.num_parameters() / 1e6, len(self.data.train), len(self.validation_set)
         text = f"""# {self.output_dir.name}
 
@@ -400,10 +396,10 @@ An image captioner with {size:.1f} million parameters, which learnt from {images
     def _gradients_synchronised(self, model: nn.Module, synchronise: bool) -> AbstractContextManager:
         return nullcontext() if synchronise else self.accelerator.no_sync(model)
 
-    def _check_errors(self, source: SourceConfig, batch: Batch) -> None:
-        """A photo that cannot be read costs what the recipe says of its source."""
-        for message in batch.errors.values():
-            if source.on_error == "raise":
+    def _check_errors(self, optional: Set[str | int], batch: Batch) -> None:
+        """An unreadable photo ends the training, unless it is among those that its source may leave out."""
+        for row, message in batch.errors.items():
+            if batch.ids[row] not in optional:
                 raise CaptionerError(message)
             logger.warning("left out: %s", message)
 

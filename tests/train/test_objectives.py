@@ -1,8 +1,10 @@
 """Each objective teaches what it should, whom it should, and counts only what somebody labelled."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -128,8 +130,8 @@ def test_unlabelled_photos_teach_by_the_teachers_word_and_single_labels_by_their
         phase("tags: 1.0, distillation: 0.1", epochs=12),
         "tags={problem_type: single_label_classification}",
         teacher,
-        f"data.unlabelled={{path: {tmp_path / 'more'}, captioned: false}}",
-        "data.train.label_column=first",
+        f"data.train=[{{path: {labelled}, split: train, label_column: first}}, "
+        f"{{path: {tmp_path / 'more'}, captioned: false}}]",
         "validation.every_steps=1000",
         data=labelled,
     )
@@ -155,9 +157,9 @@ def test_turns_of_steps_go_on_through_the_data_and_validation_follows_its_own_co
     )
     config = recipe(turns, "validation.every_steps=7")
     trainer = Trainer(config, resume=False)
-    lengths = trainer.data.train_set(config.schedule()[0].phase, trainer.processor).lengths()
+    train_set = trainer.data.train_set(config.schedule()[0].phase, trainer.processor)
     encoder = [stretch for stretch in config.schedule() if stretch.phase.name == "encoder"]
-    seen = [place for stretch in encoder for step in trainer.data.steps(lengths, stretch, 0, 0, 1)
+    seen = [place for stretch in encoder for step in trainer.data.steps(train_set, stretch, 0, 0, 1)
             for batch in step for place in batch]  # fmt: skip
     assert len(seen) == len(set(seen)) == 8 * 32
     assert {index for epoch, index in seen if epoch == 0} == set(range(160))
@@ -197,3 +199,53 @@ def test_an_objective_without_what_it_needs_is_refused_by_name(recipe: Recipe) -
     ):
         with pytest.raises(CaptionerError, match=message):
             recipe(phase(objectives, rates))
+
+
+def test_an_epoch_takes_each_source_as_often_as_its_weight_and_ids_of_sources_differ(
+    recipe: Recipe, shapes: Path
+) -> None:
+    sources = f"[{{path: {shapes}, split: train, weight: 0.5}}, {{path: {shapes}, split: val, weight: 3}}]"
+    trainer = Trainer(recipe(f"data.train={sources}"), resume=False)
+    (stretch, *_) = trainer.config.schedule()
+    train_set = trainer.data.train_set(stretch.phase, trainer.processor)
+    passes = [Counter(trainer_places(trainer, train_set, stretch, epoch)) for epoch in (0, 1)]
+    assert all(max(places.values()) == 1 for places in passes)  # no augmentation is drawn twice
+    seen = [Counter(index for _, index in places) for places in passes]
+    assert all(seen[0][index] + seen[1][index] == 1 for index in range(160))  # every other epoch
+    assert all(counts[index] == 3 for counts in seen for index in range(160, 200))
+    assert not passes[0].keys() & passes[1].keys()
+    assert len({sample.id for sample in trainer.data.train}) == 200
+
+
+def trainer_places(trainer: Trainer, train_set: Any, stretch: Any, epoch: int) -> list[Any]:
+    steps = trainer.data.steps(train_set, stretch, epoch, 0, 1)
+    return [place for step in steps for batch in step for place in batch]
+
+
+def test_a_phase_takes_the_images_that_its_objectives_can_use(
+    recipe: Recipe, shapes: Path, draw_shapes: Callable[..., None], tmp_path: Path
+) -> None:
+    draw_shapes(tmp_path / "more", images=12)
+    (tmp_path / "more" / "captions.csv").rename(tmp_path / "labels.csv")
+    rows = (tmp_path / "labels.csv").read_text().splitlines()[1:]
+    labels = "".join(f'{{"image": "more/{row.split(",")[0]}", "shows": ["round", "{row[-1]}"]}}\n' for row in rows)
+    (tmp_path / "labels.jsonl").write_text(labels)
+    more = f"{{path: {tmp_path / 'labels.jsonl'}, images: {tmp_path}, captioned: false, label_column: shows}}"
+    rates = "learning_rates: {trunk: 0.001, bridge: 0.001, decoder: 0.001}"
+    phases = (
+        f"phases=[{{name: alone, epochs: 1, {rates}}}, "
+        f"{{name: both, epochs: 1, {rates}, batch_size: 10, dropout: 0.25, "
+        "objectives: {captioning: 1.0, tags: 1.0}}]"
+    )
+    config = recipe(
+        f"data.train=[{{path: {shapes}, split: train}}, {more}]", "tags={source: both, num_words: 8}", phases
+    )
+    trainer = Trainer(config, resume=False)
+    alone, both = config.schedule()
+    assert len(trainer.data.train_set(alone.phase, trainer.processor)) == 160
+    train_set = trainer.data.train_set(both.phase, trainer.processor)
+    assert len(train_set) == 172 and len(trainer.data.steps(train_set, both, 0, 0, 1)) == 18
+    labels_known, words_known = (train_set[index]["tags"] != IGNORE_INDEX for index in (171, 0))
+    assert int(labels_known.sum()) == len(trainer.data.labels) and int(words_known.sum()) == 8
+    trainer.run()
+    assert trainer.model.decoder.dropout.p == 0.25 and trainer.model.config.dropout == 0.0
