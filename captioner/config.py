@@ -89,15 +89,18 @@ def _kind_of_sources(value: Any) -> str:
     return "<sources>" if isinstance(value, list) else "<source>"
 
 
+Sources = Annotated[
+    Annotated[SourceConfig, Tag("<source>")] | Annotated[list[SourceConfig], Field(min_length=1), Tag("<sources>")],
+    Discriminator(_kind_of_sources),
+]
+
+
 class DataConfig(Section):
-    train: Annotated[
-        Annotated[SourceConfig, Tag("<source>")] | Annotated[list[SourceConfig], Field(min_length=1), Tag("<sources>")],
-        Discriminator(_kind_of_sources),
-    ] = Field(
+    train: Sources = Field(
         description="A source, or a list of them. A phase takes the images that its objectives can use: captioning "
         "those with captions, tags also those with labels, distillation all."
     )
-    validation: SourceConfig
+    validation: Sources = Field(description="A source, or a list of them, scored together.")
     text: str | None = Field(None, description="A text file, a caption a line, for phases of language_modeling.")
     captions_per_image: int = Field(5, ge=1, description="Captions decoded against one encoder pass.")
     max_caption_tokens: int = Field(40, ge=2, description="Longer captions are cut, end-of-sequence kept.")
@@ -106,6 +109,10 @@ class DataConfig(Section):
     @property
     def train_sources(self) -> list[SourceConfig]:
         return self.train if isinstance(self.train, list) else [self.train]
+
+    @property
+    def validation_sources(self) -> list[SourceConfig]:
+        return self.validation if isinstance(self.validation, list) else [self.validation]
 
 
 class TokenizerConfig(Section):

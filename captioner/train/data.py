@@ -22,9 +22,9 @@ class TrainingData:
     """The samples of a recipe, read once; those that are streamed are kept in `folder` until the training's end.
 
     Attributes:
-        train: the samples of all training sources, one source after another. Of several sources, an image's id starts
-            with its source's number, since layouts count their images from 0.
-        weights: how often an epoch takes each of them.
+        train, validation: the samples of all sources, one source after another. Of several sources, an image's id
+            starts with its source's number, since layouts count their images from 0.
+        weights: how often an epoch takes each training sample.
         optional, optional_validation: ids of images that may turn out unreadable (`on_error: skip`).
 
     Raises:
@@ -34,18 +34,9 @@ class TrainingData:
     def __init__(self, config: RunConfig, folder: Path, say: Callable[[str], None]) -> None:
         self.config = config
         data = config.data
-        self.train: list[Sample] = []
-        self.weights: list[float] = []
-        self.optional: set[str | int] = set()
-        for number, source in enumerate(data.train_sources):
-            samples = _load_source(source, folder, say)
-            if len(data.train_sources) > 1:
-                samples = [replace(sample, id=f"{number}:{sample.id}") for sample in samples]
-            self.train += samples
-            self.weights += [source.weight] * len(samples)
-            self.optional |= _optional(source, samples)
-        self.validation = _load_source(data.validation, folder, say)[: config.validation.max_images]
-        self.optional_validation = _optional(data.validation, self.validation)
+        self.train, self.weights, self.optional = _load_sources(data.train_sources, folder, say)
+        validation, _, self.optional_validation = _load_sources(data.validation_sources, folder, say)
+        self.validation = validation[: config.validation.max_images]
         self.text = load_text(data.text) if data.text else []
         self.labels, self.words = self._tag_vocabulary() if config.uses("tags") else ([], [])
         self.tags = tag_names(self.labels, self.words)
@@ -144,8 +135,22 @@ def _is_of_use(sample: Sample, phase: PhaseConfig) -> bool:
     )
 
 
-def _optional(source: SourceConfig, samples: list[Sample]) -> set[str | int]:
-    return {sample.id for sample in samples} if source.on_error == "skip" else set()
+def _load_sources(
+    sources: list[SourceConfig], folder: Path, say: Callable[[str], None]
+) -> tuple[list[Sample], list[float], set[str | int]]:
+    """The samples of all sources, their weights, and the ids of those that may turn out unreadable."""
+    samples: list[Sample] = []
+    weights: list[float] = []
+    optional: set[str | int] = set()
+    for number, source in enumerate(sources):
+        loaded = _load_source(source, folder, say)
+        if len(sources) > 1:
+            loaded = [replace(sample, id=f"{number}:{sample.id}") for sample in loaded]
+        samples += loaded
+        weights += [source.weight] * len(loaded)
+        if source.on_error == "skip":
+            optional.update(sample.id for sample in loaded)
+    return samples, weights, optional
 
 
 def _load_source(source: SourceConfig, folder: Path, say: Callable[[str], None]) -> list[Sample]:

@@ -205,7 +205,15 @@ def test_an_epoch_takes_each_source_as_often_as_its_weight_and_ids_of_sources_di
     recipe: Recipe, shapes: Path
 ) -> None:
     sources = f"[{{path: {shapes}, split: train, weight: 0.5}}, {{path: {shapes}, split: val, weight: 3}}]"
-    trainer = Trainer(recipe(f"data.train={sources}"), resume=False)
+    validation = f"data.validation=[{{path: {shapes}, split: val}}, {{path: {shapes}, split: train, on_error: skip}}]"
+    trainer = Trainer(recipe(f"data.train={sources}", validation, "validation.max_images=100"), resume=False)
+    assert [sample.id for sample in trainer.data.validation][38:42] == [
+        "0:00194.png",
+        "0:00199.png",
+        "1:00000.png",
+        "1:00001.png",
+    ]
+    assert trainer.data.optional_validation == {f"1:{sample.id[2:]}" for sample in trainer.data.train[:160]}
     (stretch, *_) = trainer.config.schedule()
     train_set = trainer.data.train_set(stretch.phase, trainer.processor)
     passes = [Counter(trainer_places(trainer, train_set, stretch, epoch)) for epoch in (0, 1)]
