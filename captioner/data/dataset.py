@@ -32,7 +32,11 @@ class Processor(Protocol):
 
 Place = tuple[int, int]
 """A pass and an index: what is drawn at random for an item depends on these and the seed alone. Where every item comes
-once an epoch, its passes are the epochs."""
+once an epoch, its passes are the epochs.
+
+The index ~i stands for image i without its targets: a process that has no image of its own in a step takes one along
+that teaches nothing, since all processes have to take as many passes.
+"""
 
 
 @dataclass
@@ -41,7 +45,8 @@ class Batch:
 
     `encoder_inputs` holds `pixel_values` [B, 3, height, width] or `trunk_features` [B, P, width]; `labels` is
     [B * K, T]; `tags` [B, C] is 0 or 1, `IGNORE_INDEX` where nobody has said whether the image has the tag.
-    An image that could not be read stays as a blank one without captions or tags; `errors` gives its row and why.
+    An image that could not be read stays as a blank one without captions or tags; `errors` gives its row and why. ""
+    marks an image that was only taken along.
     """
 
     ids: list[str | int]
@@ -73,6 +78,12 @@ class Batch:
             )
             for start in range(0, len(self.ids), size)
         ]
+
+    def without_targets(self) -> "Batch":
+        """The first image, taken along without captions and tags."""
+        first = self.split(1)[0]
+        tags = None if first.tags is None else torch.full_like(first.tags, IGNORE_INDEX)
+        return Batch(first.ids, first.encoder_inputs, torch.full_like(first.labels, IGNORE_INDEX), {0: ""}, tags)
 
 
 class CaptionDataset(Dataset):
@@ -111,6 +122,8 @@ class CaptionDataset(Dataset):
 
     def __getitem__(self, place: int | Place) -> dict[str, Any]:
         epoch, index = place if isinstance(place, tuple) else (0, place)
+        if isinstance(place, tuple) and index < 0:
+            return self._without_targets(self[epoch, ~index]) | {"error": ""}
         sample = self.samples[index]
         item: dict[str, Any] = {"id": sample.id, "captions": self._draw_captions(epoch, index), "error": None}
         if self.tags is not None:
@@ -192,6 +205,8 @@ class TextDataset(Dataset):
 
     def __getitem__(self, place: int | Place) -> dict[str, Any]:
         index = place[1] if isinstance(place, tuple) else place
+        if isinstance(place, tuple) and index < 0:
+            return {"id": ~index, "captions": [], "error": ""}
         return {"id": index, "captions": self.captions[index], "error": None}
 
     def lengths(self) -> list[int]:
@@ -233,7 +248,7 @@ def collate(items: list[dict[str, Any]], captions_per_image: int) -> Batch:
         ids=[item["id"] for item in items],
         encoder_inputs={name: torch.stack([item[name] for item in items]) for name in inputs},
         labels=labels,
-        errors={row: item["error"] for row, item in enumerate(items) if item["error"]},
+        errors={row: item["error"] for row, item in enumerate(items) if item["error"] is not None},
         tags=torch.stack([item["tags"] for item in items]) if "tags" in items[0] else None,
     )
 

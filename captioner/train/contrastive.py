@@ -10,13 +10,14 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
 
-def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, gather: bool = True) -> Tensor:
     """Sum over this process's pairs of -log p(its text | image) and -log p(its image | text), halved.
 
-    `images` and `texts` are unit vectors [N, E], row by row a pair; the others are those of all processes.
+    `images` and `texts` are unit vectors [N, E], row by row a pair; the others are those of all processes,
+    which all have to take part, or with `gather` off those of this one.
     """
     start, (all_images, all_texts) = 0, (images, texts)
-    if distributed.is_initialized() and distributed.get_world_size() > 1:
+    if gather and distributed.is_initialized() and distributed.get_world_size() > 1:
         start, (all_images, all_texts) = _gather_rows(images, texts)
     own = torch.arange(start, start + len(images), device=images.device)
     to_texts = F.cross_entropy(scale * images @ all_texts.T, own, reduction="sum")

@@ -86,7 +86,8 @@ class TrainingData:
     ) -> list[Step]:
         """The steps of a stretch over the phase's data set, this process's share of them.
 
-        All processes together see the same batches as one process with a batch as large as all of theirs. A phase
+        All processes together see the same batches as one process with a batch as large as all of theirs; one that
+        gets none of a batch's images takes its first along, without targets (see `Place`). A phase
         counted in steps goes on through the data where its turn before ended; `epoch` is that of one counted in epochs.
         """
         epoch_steps = functools.cache(
@@ -109,7 +110,11 @@ class TrainingData:
         lengths, places = data_set.lengths(), data_set.places(epoch)
         batch_size = (phase.batch_size or settings.batch_size) * processes
         batches = bucketed_batches([lengths[index] for _, index in places], batch_size, self.config.seed, epoch)
-        share = [[places[item] for item in batch[process::processes]] for batch in batches if len(batch) >= processes]
+        shares = [[places[item] for item in batch[process::processes]] for batch in batches]
+        share = [
+            own or [(number, ~index) for number, index in [places[batch[0]]]]
+            for own, batch in zip(shares, batches, strict=True)
+        ]
         accumulated = settings.gradient_accumulation_steps
         return [share[i : i + accumulated] for i in range(0, len(share), accumulated)]
 

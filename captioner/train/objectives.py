@@ -96,10 +96,13 @@ class Objectives:
             "distillation": len(batch.ids) - len(batch.errors),
         }
 
-    def summed_losses(self, joint: nn.Module, batch: Batch, phase: PhaseConfig, step: int) -> tuple[Losses, Losses]:
+    def summed_losses(
+        self, joint: nn.Module, batch: Batch, phase: PhaseConfig, step: int, gather: bool = True
+    ) -> tuple[Losses, Losses]:
         """Losses of the phase's objectives from one pass: captions given and captions drawn share an image's encoding.
 
-        `joint` is the `JointModel` as prepared for many processes; `step` seeds what is drawn.
+        `joint` is the `JointModel` as prepared for many processes; `step` seeds what is drawn; with `gather` the
+        contrastive loss compares with the images of all processes, which have to take a pass at the same time.
 
         Returns:
             By objective, the loss and what else is to be logged of it, both summed over its items.
@@ -122,7 +125,7 @@ class Objectives:
                 losses[name], _ = caption_cross_entropy(logits, given[given != IGNORE_INDEX], phase.label_smoothing)
         if "contrastive" in names:
             losses["contrastive"] = contrastive_loss(
-                outputs["images"][batch.captioned], outputs["texts"], outputs["scale"]
+                outputs["images"][batch.captioned], outputs["texts"], outputs["scale"], gather
             )
         if "tags" in names:
             losses["tags"] = self._tag_loss(outputs["tag_logits"], batch)

@@ -194,7 +194,7 @@ class Trainer:
     def _step(self, model: nn.Module, batches: Sequence[Batch], phase: PhaseConfig) -> dict[str, float]:
         """One optimizer step over this process's batches; gives the losses, each a mean over all processes."""
         names, step = list(phase.objectives), self.progress.global_step
-        batches = [part for batch in batches for part in batch.split(self.micro_batch)]
+        batches = [part for batch in batches for part in self._passes(batch, phase)]
         counted = [self.objectives.item_counts(batch, phase) for batch in batches]
         *items, tokens = self._sum_over_processes(
             [sum(counts[name] for counts in counted) for name in [*names, "captioning"]]
@@ -221,11 +221,25 @@ class Trainer:
             self.average.update()
         return {"loss": loss_value, **means, **norms, "tokens": tokens}
 
+    def _passes(self, batch: Batch, phase: PhaseConfig) -> list[Batch]:
+        """The batch in parts that fit the memory; as many on every process where a loss compares across them."""
+        parts = batch.split(self.micro_batch)
+        if "contrastive" in phase.objectives and self.accelerator.num_processes > 1:
+            counts = self.accelerator.gather(torch.tensor([len(parts)], device=self.accelerator.device))
+            parts += [batch.without_targets()] * (int(counts.max()) - len(parts))
+        return parts
+
     def _forward_backward(
-        self, model: nn.Module, batch: Batch, phase: PhaseConfig, counts: dict[str, float], step: int
+        self,
+        model: nn.Module,
+        batch: Batch,
+        phase: PhaseConfig,
+        counts: dict[str, float],
+        step: int,
+        gather: bool = True,
     ) -> tuple[Losses, Losses]:
         with self.accelerator.autocast():
-            losses, logged = self.objectives.summed_losses(model, batch, phase, step)
+            losses, logged = self.objectives.summed_losses(model, batch, phase, step, gather)
         loss = sum(weight / counts[name] * losses[name] for name, weight in phase.objectives.items())
         # Gradients are averaged over processes; times their number that is the mean over all items.
         self.accelerator.backward(loss * self.accelerator.num_processes)
@@ -312,12 +326,15 @@ class Trainer:
         return fitting
 
     def _fits(self, model: nn.Module, batch: Batch, phase: PhaseConfig) -> bool:
-        """Whether a pass over the batch succeeds, on every process; it leaves nothing behind."""
+        """Whether a pass over the batch succeeds, on every process; it leaves nothing behind.
+
+        None of them waits within its pass for another, whose memory may have run out by then.
+        """
         random_state, fits = checkpoint.random_state(self.accelerator.device), 1.0
         counts: dict[str, float] = dict.fromkeys(phase.objectives, 1.0)
         try:
             with self._gradients_synchronised(model, False):
-                self._forward_backward(model, batch, phase, counts, 0)
+                self._forward_backward(model, batch, phase, counts, 0, gather=False)
         except torch.OutOfMemoryError:
             fits = 0.0
         self.optimizer.zero_grad()
@@ -398,7 +415,8 @@ An image captioner with {size:.1f} million parameters, which learnt from {images
 
     def _check_errors(self, optional: Set[str | int], batch: Batch) -> None:
         """An unreadable photo ends the training, unless it is among those that its source may leave out."""
-        for row, message in batch.errors.items():
+        unread = {row: message for row, message in batch.errors.items() if message}
+        for row, message in unread.items():
             if batch.ids[row] not in optional:
                 raise CaptionerError(message)
             logger.warning("left out: %s", message)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -114,6 +115,60 @@ def test_two_processes_learn_as_one_with_the_doubled_batch(shapes: Path, tmp_pat
     assert losses(two) == pytest.approx(losses(one), abs=1e-4)
     assert len(losses(one, "validation_loss")) == 2
     assert losses(two, "validation_loss") == pytest.approx(losses(one, "validation_loss"), abs=1e-4)
+
+
+EVERYTHING = (
+    "phases=[{name: words, epochs: 1, objectives: {language_modeling: 1.0}, learning_rates: {decoder: 0.002}}, "
+    "{name: joint, epochs: 1, learning_rates: {trunk: 0.002, bridge: 0.002, decoder: 0.002, heads: 0.002}, "
+    "objectives: {captioning: 1.0, reward: 0.5, tags: 1.0, contrastive: 0.5, distillation: 0.1}}, "
+    "{name: cached, epochs: 1, learning_rates: {bridge: 0.002, decoder: 0.002}}]"
+)
+
+
+def test_a_last_batch_smaller_than_the_launch_is_learnt_by_two_processes_as_by_one(
+    draw_shapes: Callable[..., None], tmp_path: Path
+) -> None:
+    """5 photos in steps of 4: the fifth is process 0's alone, and of a single photo process 1 has none at all."""
+    teacher, words, rows = tmp_path / "teacher.safetensors", tmp_path / "words.txt", tmp_path / "shapes/captions.csv"
+    save_file(timm.create_model("test_efficientnet").state_dict(), teacher)
+    draw_shapes(tmp_path / "shapes", images=20)
+    lines = rows.read_text().splitlines()
+    train_lines = [line for line in lines if line.endswith(",train")]
+    val_lines = [line for line in lines if line.endswith(",val")][:1]
+    for photos in (5, 1):
+        rows.write_text("\n".join([lines[0], *train_lines[:photos], *val_lines]) + "\n")
+        words.write_text("a red square\n" * photos)
+        more = [
+            "tags={source: captions, num_words: 9}" if photos > 1 else "tags={source: captions, num_words: 2}",
+            f"teacher={{name: test_efficientnet, weights: {teacher}}}",
+            f"data.text={words}",
+            EVERYTHING,
+        ]
+        one, two = tmp_path / f"one{photos}", tmp_path / f"two{photos}"
+        single = launch(overrides(rows, one, *more, "optimization.batch_size=4"))
+        pair = launch(overrides(rows, two, *more, "optimization.batch_size=2"), processes=2)
+        finish(single)
+        finish(pair)
+        assert len(losses(one)) == (6 if photos > 1 else 3)
+        assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+        expected, found = (load_file(run / "best" / "model.safetensors") for run in (one, two))
+        assert all(torch.allclose(found[name], expected[name], atol=1e-3) for name in expected)
+
+
+def test_processes_that_find_unlike_memory_take_as_many_contrastive_passes(recipe: Recipe, tmp_path: Path) -> None:
+    config = recipe(
+        "phases=[{name: joint, epochs: 1, learning_rates: {trunk: 0.002, decoder: 0.002, heads: 0.002}, "
+        "objectives: {captioning: 1.0, contrastive: 0.5}}]"
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    script = str(Path(__file__).parent / "train_unevenly.py")
+    finished = subprocess.run(
+        [*command, script, str(path)], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
 
 
 def test_a_split_batch_gives_the_gradient_of_the_whole(recipe: Recipe) -> None:
