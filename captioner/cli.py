@@ -79,34 +79,31 @@ def score(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write all numbers as JSON.")] = None,
 ) -> None:
     """Measure a file of generated captions against references, as the official COCO scorer does."""
-    from rich.console import Console
-
-    from captioner.metrics.files import by_file_name, read_captions, read_results
+    from captioner.metrics.files import by_reference, read_references, read_results, read_training_captions
     from captioner.metrics.report import as_json, print_scores
     from captioner.metrics.score import score_captions
 
     _check_files(output)
     files = [results] if other is None else [results, other]
     wanted = _metric_names(metrics, tokenization)
-    true = read_captions(references, split)
-    known = (
-        None if train_captions is None else [text for texts in read_captions(train_captions).values() for text in texts]
-    )
+    true = read_references(references, split)
+    known = None if train_captions is None else read_training_captions(train_captions)
     scores = []
     for path in files:
         try:
-            captions, captions_of_images = by_file_name(read_results(path), true)
+            captions = by_reference(read_results(path), true)
             scores.append(
                 score_captions(
-                    captions, captions_of_images, metrics=wanted, tokenization=tokenization, training_captions=known
+                    captions, true.captions, metrics=wanted, tokenization=tokenization, training_captions=known
                 )
             )
         except CaptionerError as error:
             raise CaptionerError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     if output:
         _write_json(output, as_json(*scores))
+    stems = [path.stem for path in files]
     with reporting("stdout"):
-        print_scores(Console(), [path.stem for path in files], scores)
+        print_scores(stems if len(set(stems)) == len(files) else [str(path) for path in files], scores)
 
 
 @app.command()
@@ -277,9 +274,12 @@ def evaluate(
     no_repeat_ngram_size: NoRepeatNgramSize = None,
     length_penalty: LengthPenalty = None,
 ) -> None:
-    """Caption the images of a data set and score the captions against its own."""
-    from rich.console import Console
+    """Caption the images of a data set and score the captions against its own.
 
+    What cannot be read is left out of the scores, and named on stderr and in the JSON.
+
+    Exit status: 0 all scored, 3 something was left out, 2 usage.
+    """
     from captioner.annotate.evaluate import caption_samples
     from captioner.config import SourceConfig, validated
     from captioner.data.sources import load_samples
@@ -297,7 +297,8 @@ def evaluate(
     probe = "a metric that cannot be had is refused now, not after hours of captioning"
     score_captions({0: probe}, {0: [probe]}, metrics=wanted, tokenization=tokenization)
     _check_files(output, predictions)
-    samples, _ = load_samples(validated(SourceConfig, {"path": data, "images": images, "split": split}, "data"))
+    source = {"path": data, "images": images, "split": split, "on_error": "skip"}
+    samples, skipped = load_samples(validated(SourceConfig, source, "data"))
     captioner = _load_captioner(model, device, precision)
     captions, failures = caption_samples(
         captioner,
@@ -308,17 +309,17 @@ def evaluate(
     )
     if predictions:
         _write_json(predictions, [{"image_id": image, "caption": caption} for image, caption in captions.items()])
-    if failures:
-        raise CaptionerError(
-            f"no scores: {len(failures)} of {len(samples)} images cannot be read, and without them this is another "
-            "data set:\n" + "\n".join(f"{failure.image}: {failure.message}" for failure in failures)
-        )
-    references: dict[Hashable, tuple[str, ...]] = {sample.id: sample.captions for sample in samples}
+    references: dict[Hashable, tuple[str, ...]] = {s.id: s.captions for s in samples if s.id in captions}
     scores = score_captions(captions, references, metrics=wanted, tokenization=tokenization)
+    left_out = {skip.where: skip.reason for skip in skipped} | {each.image: each.message for each in failures}
     if output:
-        _write_json(output, as_json(scores))
+        _write_json(output, as_json(scores) | {"left_out": left_out})
+    for where, reason in left_out.items():
+        print(f"left out: {where}: {reason}", file=sys.stderr)
     with reporting("stdout"):
-        print_scores(Console(), [captioner.name], [scores])
+        print_scores([captioner.name], [scores])
+    if left_out:
+        raise typer.Exit(3)
 
 
 @app.command()

@@ -88,6 +88,51 @@ def test_metrics_load_neither_torch_nor_transformers() -> None:
     assert subprocess.run([sys.executable, "-c", code, str(package)], check=False).returncode == 0
 
 
+def test_what_infer_writes_is_scored_against_coco(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captions = json.loads((files / "references.json").read_text())
+    captions["images"] = [{"id": i, "file_name": f"COCO_val2014_{i:012}.jpg"} for i in IMAGES]
+    (files / "captions_val2014.json").write_text(json.dumps(captions))
+    names = {i: f"photos{separator}COCO_val2014_{i:012}.jpg" for i, separator in zip(IMAGES, "/\\/", strict=True)}
+    lines = [{"image": names[i], "caption": IMAGES[i], "alternatives": [], "width": 640} for i in reversed(IMAGES)]
+    (files / "out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (files / "out.csv").write_text("image,caption\n" + "".join(f"{names[i]},{IMAGES[i]}\n" for i in IMAGES))
+    reports = []
+    for name in ("good.json", "out.jsonl", "out.csv"):
+        arguments = (files / name, files / "captions_val2014.json", "--metrics", "CIDEr", "-o", files / "scores.json")
+        assert run(monkeypatch, *arguments) == 0
+        reports.append(json.loads((files / "scores.json").read_text()))
+    assert reports[0] == reports[1] == reports[2] and set(reports[0]["per_image"]) == {"1", "2", "3"}
+
+
+def test_captions_of_the_test_split_count_as_novel(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [{"cocoid": i, "split": "test", "sentences": [{"raw": text}]} for i, text in IMAGES.items()]
+    images.append({"cocoid": 4, "split": "restval", "sentences": [{"raw": "A dog runs on the beach."}]})
+    images.append({"cocoid": 5, "split": "train", "sentences": [{"raw": "a cat"}]})
+    karpathy = files / "dataset.json"
+    karpathy.write_text(json.dumps({"images": images}))
+    arguments = ("--split", "test", "--train-captions", karpathy, "--metrics", "Bleu_1", "-o", files / "scores.json")
+    assert run(monkeypatch, files / "good.json", karpathy, *arguments) == 0
+    assert json.loads((files / "scores.json").read_text())["diversity"]["novel_share"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("same_stem", [True, False])
+def test_columns_are_told_apart_by_whole_names(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], same_stem: bool
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    long = "a_run_with_a_long_name_[bold]" * 4
+    paths = []
+    for number in (1, 2):
+        path = files / f"{long}{number}" / "results.json" if same_stem else files / f"{long}{number}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text((files / "good.json").read_text())
+        paths.append(path)
+    assert run(monkeypatch, paths[0], files / "references.json", "--other", paths[1], "--metrics", "Bleu_1") == 0
+    out = capsys.readouterr().out
+    for path in paths:
+        assert out.count(str(path) if same_stem else path.stem) == 3
+
+
 def in_a_shell(files: Path, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`$score` is the command, without its results file."""
     root = str(Path(captioner.__file__).parents[1])

@@ -4,6 +4,7 @@ from collections.abc import Hashable, Sequence
 
 from captioner.annotate.pipeline import Failure, caption_images, progress_bar
 from captioner.data.sources import Sample
+from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
 from captioner.infer.options import GenerationOptions
 
@@ -11,7 +12,11 @@ from captioner.infer.options import GenerationOptions
 def caption_samples(
     captioner: Captioner, samples: Sequence[Sample], options: GenerationOptions, *, batch_size: int, num_workers: int
 ) -> tuple[dict[Hashable, str], list[Failure]]:
-    """The best caption of each sample by its id, and the images that cannot be read."""
+    """The best caption of each sample by its id, and the images that cannot be read.
+
+    Raises:
+        CaptionerError: none can be read.
+    """
     captions: dict[Hashable, str] = {}
     failures: list[Failure] = []
     images = ((sample.id, sample.image) for sample in samples)
@@ -23,4 +28,6 @@ def caption_samples(
             else:
                 captions[result.key] = result.caption.text
             progress.advance(task)
+    if not captions:
+        raise CaptionerError(f"no image can be read; the first is {failures[0].image}: {failures[0].message}")
     return captions, failures

@@ -208,7 +208,7 @@ def _entry(where: str, row: dict[str, Any]) -> tuple[str, list[str]]:
     if not isinstance(image, str | int) or isinstance(image, bool):
         raise CaptionerError(f"{where}: no image_id or image")
     given = row.get("captions", row.get("caption"))
-    texts = given if isinstance(given, list) else [given]
+    texts: list[Any] = given if isinstance(given, list) else [given]
     if not all(isinstance(text, str) for text in texts):
         raise CaptionerError(f"{where}: no caption that is text, for image {image}")
     return str(image), texts

@@ -1,10 +1,12 @@
 """Scores as a table for people and as a JSON object for programs."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from captioner.metrics.score import Comparison, Diversity, Scores
 
@@ -17,13 +19,18 @@ _DIVERSITY_ROWS = (
 )
 
 
-def print_scores(console: Console, names: Sequence[str], results: Sequence[Scores]) -> None:
-    """Print one result, or two for the same images with a paired bootstrap test, each named."""
+WIDTH_OF_FILES = 1000
+"""Columns where stdout is no terminal: nothing is shortened."""
+
+
+def print_scores(names: Sequence[str], results: Sequence[Scores]) -> None:
+    """Print one result, or two for the same images with a paired bootstrap test, each named. Names are never cut."""
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
     table = Table(title=f"{len(results[0].image_ids)} images, tokenization {results[0].tokenization}")
     table.add_column("metric")
     for name in names:
-        table.add_column(name, justify="right")
-        table.add_column("95 % interval", justify="center")
+        table.add_column(Text(name), justify="right", overflow="fold")
+        table.add_column("95 % interval", justify="center", no_wrap=True)
     corpora, intervals = [scores.corpus for scores in results], [scores.intervals() for scores in results]
     for metric in corpora[0]:
         cells = [metric]
@@ -32,14 +39,13 @@ def print_scores(console: Console, names: Sequence[str], results: Sequence[Score
         table.add_row(*cells)
     console.print(table)
     if len(results) == 2:
-        title = f"{names[0]} - {names[1]}, paired bootstrap"
-        console.print(_comparison_table(title, results[0].compared_with(results[1])))
+        console.print(Text(f"{names[0]} - {names[1]}, paired bootstrap"), soft_wrap=True)
+        console.print(_comparison_table(results[0].compared_with(results[1])))
     console.print(_diversity_table(names, [scores.diversity for scores in results]))
 
 
-def _comparison_table(title: str, comparisons: Mapping[str, Comparison]) -> Table:
-    table = Table(title=title)
-    table.add_column("metric")
+def _comparison_table(comparisons: Mapping[str, Comparison]) -> Table:
+    table = Table("metric")
     table.add_column("difference", justify="right")
     table.add_column("95 % interval", justify="center")
     table.add_column("p", justify="right")
@@ -50,7 +56,9 @@ def _comparison_table(title: str, comparisons: Mapping[str, Comparison]) -> Tabl
 
 
 def _diversity_table(names: Sequence[str], results: Sequence[Diversity]) -> Table:
-    table = Table("captions", *names)
+    table = Table("captions")
+    for name in names:
+        table.add_column(Text(name), overflow="fold")
     for field, label, form in _DIVERSITY_ROWS:
         values = [getattr(diversity, field) for diversity in results]
         if None not in values:

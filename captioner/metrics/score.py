@@ -128,9 +128,9 @@ def score_captions(
     hypotheses: Mapping[Any, str],
     references: Mapping[Any, Sequence[str]],
     *,
-    metrics: Iterable[str] = FAST_METRICS,
+    metrics: str | Iterable[str] = FAST_METRICS,
     tokenization: str = "ptb",
-    training_captions: Iterable[str] | None = None,
+    training_captions: str | Iterable[str] | None = None,
 ) -> Scores:
     """Score one caption per image against the references of the same images.
 
@@ -140,13 +140,15 @@ def score_captions(
     Raises CaptionerError where an image lacks a caption or references, where a caption is no text, for an unknown
     metric, and where METEOR or SPICE is asked for and what it needs is not installed.
     """
-    wanted = list(dict.fromkeys(metrics))
+    wanted = list(dict.fromkeys(_strings(metrics)))
     _check(hypotheses, references, wanted, tokenization)
     tokenize = _TOKENIZERS[tokenization]
     images = list(references)
     ours = tokenize([hypotheses[image] for image in images])
     theirs = _split(tokenize(list(chain.from_iterable(references.values()))), [len(r) for r in references.values()])
-    training = None if training_captions is None else {tuple(caption) for caption in tokenize(list(training_captions))}
+    training = (
+        None if training_captions is None else {tuple(caption) for caption in tokenize(_strings(training_captions))}
+    )
     measures = []
     if set(wanted) & {*BLEU, "CIDEr", "CIDEr_D"}:
         measures += _ngram_measures(ours, theirs, wanted)
@@ -159,6 +161,11 @@ def score_captions(
         measures.append(_mean("SPICE", spice_scores(_joined(ours), [_joined(refs) for refs in theirs])))
     measures.sort(key=lambda measure: METRICS.index(measure.names[0]))
     return Scores(tokenization, images, measures, _diversity(ours, training))
+
+
+def _strings(given: str | Iterable[str]) -> list[str]:
+    """One string is one, not its letters."""
+    return [given] if isinstance(given, str) else list(given)
 
 
 # ---- tokens --------------------------------------------------------------------------------------------------------

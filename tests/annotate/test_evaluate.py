@@ -57,15 +57,31 @@ def test_captions_are_scored_against_their_own_images(evaluate, own_captions, tm
     assert written == own_captions
 
 
-def test_an_unreadable_image_costs_the_scores_but_not_the_captions(evaluate, own_captions, tmp_path):
+def test_an_image_that_cannot_be_read_costs_itself(evaluate, own_captions, tmp_path):
     (tmp_path / "3.png").write_bytes(b"broken")
+    (tmp_path / "1.png").unlink()
+    with open(tmp_path / "data.csv", "a") as file:
+        file.write("0.png,\n")  # a caption that is none
     scores, predictions = tmp_path / "scores.json", tmp_path / "predictions.json"
     arguments = ["--data", tmp_path / "data.csv", "--min-new-tokens", 12, "-o", scores, "--predictions", predictions]
-    status, out, err = evaluate(*arguments)
-    assert (status, out) == (2, "") and not scores.exists()
-    assert "no scores: 1 of 5 images cannot be read" in err and "3.png: not an image" in err
+    status, out, err = evaluate(*arguments, "--metrics", "Bleu_1", "--tokenization", "char")
+    assert status == 3 and "3 images" in out
+    left_out = err.splitlines()
+    assert len(left_out) == 3 and all(line.startswith("left out: ") for line in left_out)
+    assert "3.png: not an image" in err and "1.png" in err and "the caption is empty" in err
     written = {row["image_id"]: row["caption"] for row in json.loads(predictions.read_text())}
-    assert written == {name: caption for name, caption in own_captions.items() if name != "3.png"}
+    assert written == {name: own_captions[name] for name in ("0.png", "2.png", "4.png")}
+    report = json.loads(scores.read_text())
+    assert report["images"] == 3 and report["scores"]["Bleu_1"]["score"] == pytest.approx(1)
+    assert [f"left out: {where}: {reason}" for where, reason in report["left_out"].items()] == left_out
+
+
+def test_images_of_which_none_can_be_read_are_an_error(evaluate, own_captions, tmp_path):
+    for path in tmp_path.glob("*.png"):
+        path.write_bytes(b"broken")
+    status, out, err = evaluate("--data", tmp_path / "data.csv", "-o", tmp_path / "scores.json")
+    assert (status, out) == (2, "") and "no image can be read; the first is" in err and "4.png: not an image" in err
+    assert not (tmp_path / "scores.json").exists()
 
 
 @pytest.mark.parametrize("option", ["-o", "--predictions"])
