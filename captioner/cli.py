@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captioner.errors import CaptionerError
-from captioner.files import check_file, reporting, whole_file
+from captioner.files import check_file, is_plain, reporting, whole_file
 from captioner.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -184,15 +184,26 @@ def annotate(
     """Caption images.
 
     Without -o: path, tab, caption, one line an image. With -o x.jsonl: one JSON object an image, and the images that
-    cannot be read in x.errors.jsonl; a run that was stopped is continued by the same command.
+    cannot be read in x.errors.jsonl; a run that was stopped is continued by the same command. With -o to a pipe or a
+    device: the same objects as they come, and the images that cannot be read on stderr.
 
     For 1,000 images or more a short probe chooses what is left open: on a CPU the precision, bf16 where that is faster;
     on an accelerator the batch size.
 
     Exit status: 0 all captioned, 3 some images failed and the rest are written, 2 usage.
     """
-    from captioner.annotate.folder import OutputFile, Table, annotate, choose_format, precision_left
+    from captioner.annotate.folder import (
+        OutputFile,
+        Sink,
+        annotate,
+        choose_format,
+        inputs_of,
+        precision_left,
+        stream_to,
+        table,
+    )
     from captioner.annotate.paths import find_images
+    from captioner.hub import digest
     from captioner.infer.captioner import WORTH_TUNING
     from captioner.infer.processes import this_process
 
@@ -213,22 +224,30 @@ def annotate(
     )
     if output_format and not output:
         raise CaptionerError("--format needs an output file (-o)")
-    if process.count > 1 and not output:
-        raise CaptionerError(f"{process.count} processes need an output file to write to together: -o out.jsonl")
     chosen_format = choose_format(output, output_format) if output else ""
+    is_file = output is not None and is_plain(output)
+    if process.count > 1 and not is_file:
+        raise CaptionerError(f"{process.count} processes need an output file to write to together: -o out.jsonl")
+    if sys.__stdout__ is None and not output:
+        raise CaptionerError("stdout is closed; write to a file with -o")
     is_mine = [process.owns(image) for image in find_images(paths)]
     if not is_mine:
         raise CaptionerError(f"no images in {', '.join(paths)}")
-    if precision == "auto" and output:
-        precision = precision_left(output) or precision  # a run goes on as it began
+    inputs = inputs_of(paths)
+    if precision == "auto" and output and is_file:
+        precision = precision_left(output, inputs) or precision  # a run goes on as it began
     captioner = _load_captioner(model, device, precision)
     options = captioner.options(**given, **captioner.spelled(prefix, banned_word or (), forced_word or ()))
     if len(is_mine) >= WORTH_TUNING:
         captioner.tune(options, batch_size)
         if process.rank == 0 and (output or sys.stderr.isatty()):
             print(f"precision {captioner.precision}, batches of {batch_size or captioner.batch_size}", file=sys.stderr)
-    settings = {"model": captioner.name, "precision": captioner.precision, "options": asdict(options)}
-    sink = OutputFile(output, chosen_format, settings, process.rank) if output else Table()
+    sink: Sink
+    if output and is_file:
+        weights = {"model": captioner.name, "files": digest(captioner.folder), "precision": captioner.precision}
+        sink = OutputFile(output, chosen_format, weights | {"options": asdict(options)}, inputs, process)
+    else:
+        sink = stream_to(output, chosen_format) if output else table()
     try:
         summary = annotate(
             captioner,
@@ -242,12 +261,13 @@ def annotate(
         )
     except KeyboardInterrupt:
         if process.rank == 0:
-            print("stopped" + (f"; the same command goes on from {output}.part" if output else ""), file=sys.stderr)
+            print("stopped" + (f"; the same command goes on from {output}.part" if is_file else ""), file=sys.stderr)
         raise typer.Exit(130) from None
     if summary is None:
         return
     if output:
-        print(f"{summary.captioned} captioned, {summary.failed} failed", file=sys.stderr)
+        with suppress(OSError):  # all is written, whatever has become of stderr
+            print(f"{summary.captioned} captioned, {summary.failed} failed", file=sys.stderr)
     if summary.failed:
         raise typer.Exit(3)
 

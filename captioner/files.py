@@ -9,13 +9,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal, TextIO
 
 from captioner.errors import CaptionerError
 
 MAY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
-TEXT = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-"""How text is written. Bytes of a file name that are not UTF-8 become \\udcXX, which JSON reads back as that name."""
+
+
+def open_text(file: Path | int, mode: Literal["a", "w", "x"]) -> TextIO:
+    """Open as UTF-8. Bytes of a file name that are not UTF-8 become \\udcXX, which JSON reads back as the same name."""
+    return open(file, mode, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 @contextmanager
@@ -70,8 +73,8 @@ def check_file(path: Path) -> None:
 
 
 @contextmanager
-def whole_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
-    """Open `path` to be written; what was there stays until all is written, and for good where that fails.
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """Open `path` for text; what was there stays until all is written, and for good where that fails.
 
     Links are followed: the file they lead to is replaced, with its permissions. One that has several names (hard links)
     keeps them. What is not `is_plain` is written through.
@@ -81,13 +84,13 @@ def whole_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     """
     with reporting(path):
         if not is_plain(path):
-            with open_stream(path, mode) as file:
+            with open_stream(path) as file:
                 yield file
             return
         target = _target(path)
         partial = _aside(target)
         try:
-            with open(partial, "x" + mode[1:], **(TEXT if mode == "w" else {})) as file:  # type: ignore[call-overload]
+            with open_text(partial, "x") as file:
                 yield file
                 sync(file)
             _replace(target, partial)
@@ -95,11 +98,10 @@ def whole_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
             partial.unlink(missing_ok=True)
 
 
-def open_stream(path: Path, mode: Literal["w", "wb"] = "w") -> IO[Any]:
+def open_stream(path: Path) -> TextIO:
     """Open what is not `is_plain`. Where stdout or stderr go there already, what they wrote is not written over."""
     descriptor = _descriptor(path.stat())
-    file = path if descriptor is None else os.dup(descriptor)
-    return open(file, mode, **(TEXT if mode == "w" else {}))  # type: ignore[call-overload]
+    return open_text(path if descriptor is None else os.dup(descriptor), "w")
 
 
 @contextmanager
@@ -124,7 +126,7 @@ def new_folder(output: Path) -> Iterator[Path]:
         sync_path(output.parent)
 
 
-def sync(file: IO[Any]) -> None:
+def sync(file: TextIO) -> None:
     """Wait until what was written is on disk, where a crash of the machine does not reach it."""
     file.flush()
     os.fsync(file.fileno())

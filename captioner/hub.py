@@ -3,6 +3,7 @@
 What only a download or a model in torch needs is imported there: an exported model is found without.
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,17 @@ def _download(repository: str, missing: str) -> Path:
         raise CaptionerError(f"{missing}, and no such public model on the Hugging Face Hub") from error
     except (HfHubHTTPError, OSError) as error:
         raise CaptionerError(f"{missing}, and the Hub answered: {str(error).splitlines()[0]}") from error
+
+
+def digest(folder: Path) -> str:
+    """A word for what is in a model's files (its card aside): the same for the same model, wherever it lies."""
+    whole = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name != "README.md":
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, hashlib.blake2b)
+            whole.update(path.name.encode() + content.digest())
+    return whole.hexdigest()
 
 
 def load_model(

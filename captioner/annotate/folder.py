@@ -1,30 +1,30 @@
-"""Caption files into a table or an output file: `captioner annotate`.
+"""Caption files into a table, a stream or an output file: `captioner annotate`.
 
 Results for an output file go at once to journals beside it, from which a run that was killed goes on. Of a launch of
 several processes each captions its share; the first makes one file of all their journals.
 """
 
+import hashlib
 import json
 import os
-import shutil
+import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TextIO
 
-from captioner.annotate.formats import FORMATS, json_line, open_text
+from captioner.annotate.formats import FORMATS, Record, Write, json_line
 from captioner.annotate.pipeline import Captioned, Failure, caption_images, progress_bar
 from captioner.errors import CaptionerError
+from captioner.files import check_file, is_plain, open_stream, open_text, reporting, sync, whole_file
 from captioner.infer.captioner import Captioner
 from captioner.infer.options import GenerationOptions
 from captioner.infer.processes import Process
 
-Record = dict[str, Any]
 Images = Callable[[], Iterable[str]]
-Places = dict[str, tuple[Path, int]]  # of the records of images: a journal, and where in it
 
 
 class Summary(NamedTuple):
@@ -34,10 +34,18 @@ class Summary(NamedTuple):
     failed: int
 
 
-class Sink(Protocol):
-    """Where results go as they come."""
+class Seen(NamedTuple):
+    """A file as it was before it was read: its `state` is another when it has been written since."""
 
-    done: set[str]
+    path: str
+    state: str
+
+
+class Sink(Protocol):
+    """Where results go as they come. `done` are the images that have a caption from before, as they were then."""
+
+    done: dict[str, str]
+    is_terminal: bool
 
     def write(self, record: Record) -> None: ...
     def fail(self, failure: Failure) -> None: ...
@@ -64,28 +72,48 @@ def annotate(
         How it went in all processes, to the first of them; None to the others.
 
     Raises:
-        CaptionerError: another process has ended before its share was captioned.
+        CaptionerError: another process has ended before its share was captioned; `sink` cannot be written to.
     """
     process.meet()  # by now all have read what an earlier run left
-    with progress_bar(isinstance(sink, Table) and sys.stdout.isatty()) as progress:
-        task = progress.add_task("captioning", total=total)
-        mine = filter(process.owns, images())
-        todo = ((path, path) for path in _pass_over(mine, sink.done, lambda: progress.advance(task)))
-        for result in caption_images(captioner, todo, options, batch_size=batch_size, num_workers=num_workers):
-            if isinstance(result, Failure):
-                sink.fail(result)
-            else:
-                sink.write(_record(result, captioner.name))
-            progress.advance(task)
-    sink.close()
+    try:
+        with progress_bar(sink.is_terminal) as progress:
+            task = progress.add_task("captioning", total=total)
+            mine = map(_look_at, filter(process.owns, images()))
+            todo = ((seen, seen.path) for seen in _pass_over(mine, sink.done, lambda: progress.advance(task)))
+            for result in caption_images(captioner, todo, options, batch_size=batch_size, num_workers=num_workers):
+                if isinstance(result, Failure):
+                    sink.fail(result)
+                else:
+                    sink.write(_record(result, captioner.name))
+                progress.advance(task)
+    finally:
+        sink.close()
     process.meet()
     return sink.finish(images) if process.rank == 0 else None
 
 
-def _record(result: Captioned[str], model: str) -> Record:
+def _look_at(path: str) -> Seen:
+    """Size and times tell whether a file has changed; the time of the last change of any kind cannot be set back."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return Seen(path, "")
+    return Seen(path, f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
+
+
+def _pass_over(images: Iterable[Seen], done: dict[str, str], passed: Callable[[], None]) -> Iterator[Seen]:
+    for image in images:
+        if done.get(image.path) == image.state:
+            passed()
+        else:
+            yield image
+
+
+def _record(result: Captioned[Seen], model: str) -> Record:
+    """What formats write, and the state of the file, for journals."""
     caption = result.caption
     return {
-        "image": result.key,
+        "image": result.key.path,
         "caption": caption.text,
         "confidence": round(caption.confidence, 4),
         "alternatives": [
@@ -95,15 +123,8 @@ def _record(result: Captioned[str], model: str) -> Record:
         "width": result.width,
         "height": result.height,
         "model": model,
+        "state": result.key.state,
     }
-
-
-def _pass_over(images: Iterable[str], done: set[str], passed: Callable[[], None]) -> Iterator[str]:
-    for image in images:
-        if image in done:
-            passed()
-        else:
-            yield image
 
 
 def choose_format(path: Path, name: str | None) -> str:
@@ -112,168 +133,259 @@ def choose_format(path: Path, name: str | None) -> str:
     Raises:
         CaptionerError: an unknown format, or a place where no file can be written.
     """
-    if path.is_dir() or not path.parent.is_dir():
-        raise CaptionerError(f"{path}: " + ("a folder" if path.is_dir() else f"there is no folder {path.parent}"))
+    check_file(path)
     chosen = name or path.suffix.removeprefix(".").lower()
     if chosen not in FORMATS:
         raise CaptionerError(f"{path}: format {chosen!r} is unknown; choose one with --format: {', '.join(FORMATS)}")
+    if is_plain(path):
+        if path.name.endswith(ERRORS):
+            raise CaptionerError(f"{path}: the name of another run's errors file; choose another")
+        check_file(_errors_path(path))
     return chosen
 
 
-class Table:
-    """`path<TAB>caption` a line on stdout, failures on stderr.
+class Stream:
+    """Records go to a stream as they come, failures to stderr."""
 
-    Control characters, in names above all, are written as \\x09: a line stays a line, and a terminal gets no commands.
-    """
-
-    ESCAPES = str.maketrans({code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))})
-
-    def __init__(self) -> None:
-        self.done: set[str] = set()
+    def __init__(self, name: str, file: TextIO, write: Write) -> None:
+        self.name = name
+        self.file = file
+        self.write_record = write
+        self.done: dict[str, str] = {}
+        self.is_terminal = file.isatty()
         self.captioned = self.failed = 0
-        for stream in (sys.stdout, sys.stderr):  # names that are not valid text leave as the bytes they are
-            stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
 
     def write(self, record: Record) -> None:
         self.captioned += 1
-        print(*(record[field].translate(self.ESCAPES) for field in ("image", "caption")), sep="\t", flush=True)
+        with reporting(self.name):
+            self.write_record(record)
+            self.file.flush()
 
     def fail(self, failure: Failure) -> None:
         self.failed += 1
-        print(f"{failure.image}: {failure.message}".translate(self.ESCAPES), file=sys.stderr, flush=True)
+        print(f"{failure.image}: {failure.message}".translate(ESCAPES), file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        pass
+        if self.file is not sys.stdout:
+            with reporting(self.name):
+                self.file.close()
 
     def finish(self, images: Images) -> Summary:
         return Summary(self.captioned, self.failed)
 
 
-class OutputFile:
-    """`x.jsonl` or `x.csv` with `x.errors.jsonl`, both whole or absent.
+ESCAPES = str.maketrans({code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))})
+"""Control characters, in names above all, are shown as \\x09: a line stays a line, and a terminal gets no commands."""
 
-    Until `finish` the results are in the folder `x.jsonl.part`, where each process has a journal: a line with the run's
-    settings, then a JSON record for each image, captioned or failed. What is there already, by however many processes
-    of the same settings, is continued: `done` names the images captioned by then. Those that failed are tried again.
+
+def table() -> Stream:
+    """`path<TAB>caption` a line on stdout."""
+    return Stream(
+        "stdout",
+        sys.stdout,
+        lambda record: print(*(record[field].translate(ESCAPES) for field in ("image", "caption")), sep="\t"),
+    )
+
+
+def stream_to(path: Path, format_name: str) -> Stream:
+    """Records in a format, to a device, a pipe, or what stdout goes to: there they cannot be taken back or sorted.
+
+    Raises:
+        CaptionerError: it cannot be written to.
+    """
+    with reporting(path):
+        file = open_stream(path)
+        return Stream(str(path), file, FORMATS[format_name](file))
+
+
+ERRORS = ".errors.jsonl"
+
+
+HEADER = {"settings", "inputs", "folder", "started"}
+"""The first line of a run in a journal: all that captions depend on besides the image, `inputs_of` its command line,
+the folder that relative paths start from, and the time in nanoseconds."""
+
+
+def inputs_of(paths: Iterable[str]) -> str:
+    """A digest of the paths of a command line."""
+    return hashlib.sha256(b"\0".join(os.fsencode(os.path.abspath(path)) for path in paths)).hexdigest()
+
+
+class OutputFile:
+    """`x.jsonl` with `x.errors.jsonl`, or `x` of any other name with `x.errors.jsonl`, both whole or absent.
+
+    Until `finish` the results are in the folder `x.jsonl.part`, where each process has a journal: a line that says what
+    run it is, then a JSON record for each image, captioned or failed. The next run goes on from them, by however many
+    processes either is, with the captions that it would write itself: under the same settings, of images that its own
+    inputs name and that have not changed. Images that failed are tried again.
     """
 
-    def __init__(self, path: Path, format_name: str, settings: Record, rank: int = 0) -> None:
-        """Open or continue the journal of process `rank`.
+    def __init__(self, path: Path, format_name: str, settings: Record, inputs: str, process: Process) -> None:
+        """Open or continue the journal of this process.
 
         Raises:
-            CaptionerError: the folder cannot be written, or the journals belong to a run with other settings.
+            CaptionerError: the folder cannot be written, or a run with the same inputs and other settings was stopped.
         """
         self.path = path
         self.format_name = format_name
-        self.errors_path = path.with_suffix(".errors.jsonl")
+        header = {"settings": settings, "inputs": inputs, "folder": os.getcwd(), "started": time.time_ns()}
+        self.header: Record = json.loads(json_line(header))  # as it will be read
+        self.process = process
+        self.is_terminal = False
+        self.errors_path = _errors_path(path)
         self.folder = _journal_folder(path)
-        journal = self.folder / f"{rank}.jsonl"
-        try:
+        journal = self.folder / f"{process.rank}.jsonl"
+        with reporting(self.folder):
             self.folder.mkdir(exist_ok=True)
-            self.done = self._recover(settings, journal)
+            places, _ = self._places()
+            self.done = {image: place.state for image, place in places.items() if place.state and not place.failed}
+            if journal.exists():  # without the line that was being written when the run before was killed
+                os.truncate(journal, max((line.end for line in _whole_lines(journal)), default=0))
             self.journal = open_text(journal, "a")
-        except OSError as error:
-            raise CaptionerError(f"{error.filename}: cannot be written: {error.strerror}") from error
-        if self.journal.tell() == 0:
-            self.write(settings)
+        self.write(self.header)
 
     def write(self, record: Record) -> None:
-        self.journal.write(json_line(record))
-        self.journal.flush()
+        with reporting(self.journal.name):
+            self.journal.write(json_line(record))
+            self.journal.flush()
 
     def fail(self, failure: Failure) -> None:
         self.write(asdict(failure))
 
     def close(self) -> None:
-        self.journal.close()
+        with reporting(self.journal.name), self.journal:
+            sync(self.journal)  # whoever is told that the run can go on from here has it on disk
 
     def finish(self, images: Images) -> Summary:
-        """Write captions and failures, each in the order of `images`, under other names; then rename.
+        """Write captions and failures, each in the order of `images`, and remove the journals.
 
-        Every process has closed its journal by now. Memory holds the name of each image and the place of its record,
-        about 200 bytes.
+        Every process has closed its journal by now. What this run captioned of images that are no longer there comes
+        last; what earlier runs captioned of images that are none of `images` is left out. Memory holds the name of each
+        image and the place of its record, about 400 bytes.
 
         Raises:
             CaptionerError: the files cannot be written, or the journals are gone: another run took them for its own.
         """
-        whole, errors_whole = Path(f"{self.path}.tmp"), Path(f"{self.errors_path}.tmp")
         try:
-            captions, failures = self._places()
-            summary = Summary(len(captions), len(failures))
-            with open_text(whole, "w") as file:
-                FORMATS[self.format_name](self._records(images(), captions), file)
-            if summary.failed:
-                with open_text(errors_whole, "w") as file:
-                    file.writelines(map(json_line, self._records(images(), failures)))
-                os.replace(errors_whole, self.errors_path)
-            else:
-                self.errors_path.unlink(missing_ok=True)  # an earlier run's
-            os.replace(whole, self.path)
+            places, begun = self._places()
         except FileNotFoundError as error:
             raise CaptionerError(f"{error.filename}: gone; has another run written {self.path}?") from error
-        except OSError as error:
-            raise CaptionerError(f"{error.filename or self.path}: cannot be written: {error.strerror}") from error
-        shutil.rmtree(self.folder)
-        return summary
+        found = [place for image in images() if (place := places.pop(image, None))]
+        found += [place for place in places.values() if place.start > begun.get(place.journal, place.start)]
+        captions = [place for place in found if not place.failed]
+        failures = [place for place in found if place.failed]
+        with whole_file(self.path) as file:
+            write = FORMATS[self.format_name](file)
+            for record in _records(captions):
+                write(record)
+            self._write_errors(failures)
+        with suppress(OSError):  # there is something else in the folder, or it is a link
+            for journal in _journals(self.folder):
+                journal.unlink()
+            self.folder.rmdir()
+        return Summary(len(captions), len(failures))
 
-    def _places(self) -> tuple[Places, Places]:
-        """Of each image the last caption; of each that has none, the last failure."""
-        captions: Places = {}
-        failures: Places = {}
-        for path in sorted(self.folder.iterdir()):
-            for line in islice(_whole_lines(path), 1, None):
-                places = failures if "error" in line.record else captions
-                places[line.record["image"]] = path, line.start
-        return captions, {image: place for image, place in failures.items() if image not in captions}
+    def _write_errors(self, failures: list["_Place"]) -> None:
+        with reporting(self.errors_path):
+            is_link = self.errors_path.is_symlink() or not is_plain(self.errors_path)  # which is the user's own
+            if failures or is_link:
+                with whole_file(self.errors_path) as file:
+                    file.writelines(map(json_line, _records(failures)))
+            else:
+                self.errors_path.unlink(missing_ok=True)  # an earlier run's
 
-    def _records(self, images: Iterable[str], places: Places) -> Iterator[Record]:
-        """The records of `images`, then of those that are no longer among them."""
-        with ExitStack() as stack:
-            journals = {path: stack.enter_context(open(path, "rb")) for path in self.folder.iterdir()}
-            for image in chain(images, list(places)):
-                if image in places:
-                    path, start = places.pop(image)
-                    journals[path].seek(start)
-                    yield json.loads(journals[path].readline())
+    def _places(self) -> tuple[dict[str, "_Place"], dict[Path, int]]:
+        """The last result of each image that counts for this run, and where in each journal of its processes the last
+        run begins: this one, once they have all begun.
 
-    def _recover(self, settings: Record, own: Path) -> set[str]:
-        """Read what killed runs left, cut off the line that was being written in `own`, and name the images they had
-        done."""
-        done: set[str] = set()
-        for path in self.folder.iterdir():
-            end = 0
-            for line in _whole_lines(path):
-                if line.start > 0:
-                    if "error" not in line.record:
-                        done.add(line.record["image"])
-                elif line.record != json.loads(json_line(settings)):
-                    raise CaptionerError(
-                        f"{self.folder}: left by a run with another model, precision or options; "
-                        "finish it with those, or delete this folder to start again"
-                    )
-                end = line.end
-            if path == own:
-                os.truncate(path, end)
-        return done
+        Raises:
+            CaptionerError: a run with the same inputs has other settings.
+        """
+        sections = list(_sections(self.folder))
+        begun = {section.journal: section.start for section in sections if section.rank < self.process.count}
+        places: dict[str, _Place] = {}
+        for section in sorted(sections, key=lambda section: section.header["started"]):
+            if section.header["settings"] == self.header["settings"]:
+                is_here = section.header["folder"] == self.header["folder"]
+                places |= {image: place for image, place in section.places.items() if is_here or os.path.isabs(image)}
+            elif section.header["inputs"] == self.header["inputs"]:
+                raise CaptionerError(
+                    f"{self.folder}: left by a run with another model, precision or options; "
+                    "finish it with those, or delete this folder to start again"
+                )
+        return places, begun
 
 
-def precision_left(path: Path) -> str | None:
-    """The precision of a run that stopped before it wrote the output file `path`; None where there is none.
+def precision_left(path: Path, inputs: str) -> str | None:
+    """The precision of a run with these inputs that stopped before it wrote the output file `path`; None where there is
+    none.
 
     Raises:
         CaptionerError: its journals cannot be read.
     """
-    try:
-        for journal in _journal_folder(path).glob("*"):
-            for line in _whole_lines(journal):
-                return line.record.get("precision")
-    except OSError as error:
-        raise CaptionerError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    folder = _journal_folder(path)
+    with reporting(folder):
+        for section in _sections(folder) if folder.is_dir() else ():
+            if section.header["inputs"] == inputs:
+                precision: str | None = section.header["settings"].get("precision")
+                return precision
     return None
+
+
+def _errors_path(output: Path) -> Path:
+    return output.with_name(output.name.removesuffix(".jsonl") + ERRORS)
 
 
 def _journal_folder(output: Path) -> Path:
     return Path(f"{output}.part")
+
+
+def _journals(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if re.fullmatch(r"\d+\.jsonl", path.name))
+
+
+class _Place(NamedTuple):
+    """Where the record of an image is, and what it says."""
+
+    journal: Path
+    start: int
+    state: str
+    failed: bool
+
+
+class _Section(NamedTuple):
+    """What one run wrote into the journal of a process."""
+
+    journal: Path
+    rank: int
+    start: int
+    header: Record
+    places: dict[str, _Place]
+
+
+def _sections(folder: Path) -> Iterator[_Section]:
+    for journal in _journals(folder):
+        section: _Section | None = None
+        for line in _whole_lines(journal):
+            if line.record.keys() >= HEADER:
+                if section:
+                    yield section
+                section = _Section(journal, int(journal.stem), line.start, line.record, {})
+            elif section:
+                state, failed = line.record.get("state", ""), "error" in line.record
+                section.places[line.record["image"]] = _Place(journal, line.start, state, failed)
+        if section:
+            yield section
+
+
+def _records(places: Iterable[_Place]) -> Iterator[Record]:
+    with ExitStack() as stack:
+        journals: dict[Path, Any] = {}
+        for place in places:
+            if place.journal not in journals:
+                journals[place.journal] = stack.enter_context(open(place.journal, "rb"))
+            journals[place.journal].seek(place.start)
+            yield json.loads(journals[place.journal].readline())
 
 
 class _Line(NamedTuple):
@@ -283,7 +395,7 @@ class _Line(NamedTuple):
 
 
 def _whole_lines(journal: Path) -> Iterator[_Line]:
-    """The lines of a journal up to one that was being written."""
+    """The lines of a journal up to one that was being written, or that a crash of the machine has damaged."""
     with open(journal, "rb") as file:
         start = 0
         for line in file:
@@ -291,7 +403,9 @@ def _whole_lines(journal: Path) -> Iterator[_Line]:
                 record = json.loads(line)
             except ValueError:
                 return
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") or not isinstance(record, dict):
+                return
+            if not (record.keys() >= HEADER or isinstance(record.get("image"), str)):
                 return
             yield _Line(record, start, start + len(line))
             start += len(line)

@@ -67,5 +67,5 @@ def train_tokenizer(captions: Iterable[str], config: TokenizerConfig, path: Path
     except (RuntimeError, OSError) as error:
         reason = str(error).rpartition("] ")[2]  # what went wrong, after where in SentencePiece's sources
         raise CaptionerError(f"tokenizer.vocab_size={config.vocab_size} cannot be trained: {reason}") from error
-    with whole_file(path, "wb") as file:
-        file.write(model.getvalue())
+    with whole_file(path) as file:
+        file.buffer.write(model.getvalue())

@@ -31,6 +31,7 @@ class Captioner(ABC):
 
     Attributes:
         name: says in outputs which model wrote a caption.
+        folder: where its files are.
         precision: of weights and arithmetic; "auto" is that which a model was exported in.
         batch_size: images captioned at once where nobody says how many.
         defaults: fields of `GenerationOptions` that the model's `generation_config.json` sets.
@@ -43,6 +44,7 @@ class Captioner(ABC):
     """
 
     name: str
+    folder: Path
     precision: str
     batch_size: int = 16
     defaults: Mapping[str, Any]
@@ -75,7 +77,9 @@ class Captioner(ABC):
             return OnnxCaptioner(folder, name, device, precision)
         from captioner.infer.trained import TorchCaptioner
 
-        return TorchCaptioner.load(folder, name, device, precision)
+        captioner = TorchCaptioner.load(folder, name, device, precision)
+        captioner.folder = folder
+        return captioner
 
     @overload
     def __call__(self, images: ImageInput, *, batch_size: int | None = ..., **options: Any) -> Caption: ...

@@ -1,6 +1,7 @@
 """`captioner annotate` as users run it, on a tiny random model."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from captioner import cli
 from captioner.annotate import pipeline
@@ -294,6 +297,378 @@ def test_a_lonely_process_of_a_launch_of_several_is_refused(annotate, photos, mo
 
 def stop(self, *arguments):
     raise KeyboardInterrupt
+
+
+def stop_after(captions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop the next runs when they have written this many captions."""
+    write, written = OutputFile.write, []
+
+    def counting(self, record):
+        written.append("caption" in record)
+        if sum(written) > captions:
+            raise KeyboardInterrupt
+        write(self, record)
+
+    monkeypatch.setattr(OutputFile, "write", counting)
+
+
+def another_s(photos: Path) -> str:
+    """A folder with other photos, some of the same names."""
+    other = photos.with_name("other")
+    other.mkdir()
+    for number in range(6, 14):
+        noise(100 + number).save(other / f"{number:02}.png")
+    return str(other)
+
+
+def stopped(annotate, monkeypatch, *arguments: object, after: int = 5) -> None:
+    with monkeypatch.context() as patched:
+        stop_after(after, patched)
+        assert annotate(*arguments, "-o", "out.jsonl", "--batch-size", 1).status == 130
+    assert sum("caption" in record for record in read_jsonl("out.jsonl.part/0.jsonl")) >= after
+
+
+def of_another_folder(annotate, photos, monkeypatch):
+    stopped(annotate, monkeypatch, another_s(photos))
+
+
+def of_a_folder_of_the_same_name(annotate, photos, monkeypatch):
+    target = Path("out.jsonl").absolute()
+    with monkeypatch.context() as elsewhere:
+        Path("place").mkdir()
+        elsewhere.chdir("place")
+        shutil.copytree("../photos", "photos")  # times of last change and sizes are the same
+        for number in range(11):
+            noise(100 + number).convert("RGB").save(f"photos/{number:02}.png")
+            same_times(Path(f"../photos/{number:02}.png"), Path(f"photos/{number:02}.png"))
+        stopped_at = str(target)
+        stop_after(5, elsewhere)
+        assert annotate("photos", "-o", stopped_at, "--batch-size", 1).status == 130
+
+
+def same_times(source: Path, path: Path) -> None:
+    os.utime(path, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))
+
+
+def of_photos_that_changed_since(annotate, photos, monkeypatch):
+    stopped(annotate, monkeypatch, photos)
+    noise(200).save(photos / "00.png")
+    (photos / "01.png").write_bytes(b"broken now")
+    (photos / "02.png").unlink()
+    (photos / "03.png").rename(photos / "3.png")
+
+
+def of_photos_that_changed_without_a_trace_in_size_or_time(annotate, photos, monkeypatch):
+    for number in range(11):
+        noise(number).save(photos / f"{number:02}.bmp")
+        (photos / f"{number:02}.png").unlink()
+    stopped(annotate, monkeypatch, photos)
+    one, two = photos / "00.bmp", photos / "01.bmp"
+    shutil.copy2(one, "kept.bmp")
+    one.write_bytes(two.read_bytes())
+    same_times(Path("kept.bmp"), one)
+
+
+def of_fewer_photos(annotate, photos, monkeypatch):
+    (photos / "05.png").rename("later.png")
+    (photos / "01.png").rename("mended.png")
+    (photos / "01.png").write_bytes(b"broken")
+    stopped(annotate, monkeypatch, photos)
+    Path("later.png").rename(photos / "05.png")
+    Path("mended.png").rename(photos / "01.png")
+
+
+def of_more_photos(annotate, photos, monkeypatch):
+    stopped(annotate, monkeypatch, another_s(photos), photos, after=12)
+
+
+def of_one_that_went_on_from_another(annotate, photos, monkeypatch):
+    stopped(annotate, monkeypatch, photos, after=2)
+    noise(200).save(photos / "01.png")
+    stopped(annotate, monkeypatch, another_s(photos), photos, "--num-beams", 2, after=9)
+
+
+def with_other_options_and_photos(annotate, photos, monkeypatch):
+    stopped(annotate, monkeypatch, another_s(photos), "--num-beams", 2)
+
+
+def of_more_processes(annotate, photos, monkeypatch):
+    stopped(annotate, monkeypatch, another_s(photos))
+    shutil.copy("out.jsonl.part/0.jsonl", "out.jsonl.part/1.jsonl")
+    stopped(annotate, monkeypatch, photos)
+    Path("out.jsonl.part/0.jsonl").rename("out.jsonl.part/7.jsonl")
+    noise(200).save(photos / "01.png")
+
+
+def torn(annotate, photos, monkeypatch):
+    stopped(annotate, monkeypatch, photos)
+    with open("out.jsonl.part/0.jsonl", "ab") as journal:
+        journal.write(b'{"image": "photos/06.png", "caption": "cut\n' + bytes(4096))
+
+
+def not_of_this_version(annotate, photos, monkeypatch):
+    Path("out.jsonl.part").mkdir()
+    records = [{"model": "default", "precision": "fp32", "options": {}}, {"image": "photos/00.png", "caption": "old"}]
+    for number, journal in enumerate((records, [[{}], *records], [5], [])):
+        Path(f"out.jsonl.part/{number}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in journal))
+    Path("out.jsonl.part/4.jsonl").write_bytes(bytes(4096))
+
+
+def of_runs_that_finished(annotate, photos, monkeypatch):
+    for name in ("out.jsonl", "out.errors.jsonl", "out.jsonl.tmp", "out.errors.jsonl.tmp"):
+        Path(name).write_text('{"image": "photos/00.png", "caption": "old"}\n')
+
+
+LEFTOVERS = [
+    of_another_folder,
+    of_a_folder_of_the_same_name,
+    of_photos_that_changed_since,
+    of_photos_that_changed_without_a_trace_in_size_or_time,
+    of_fewer_photos,
+    of_more_photos,
+    of_one_that_went_on_from_another,
+    with_other_options_and_photos,
+    of_more_processes,
+    torn,
+    not_of_this_version,
+    of_runs_that_finished,
+]
+
+
+@pytest.mark.parametrize("leave", LEFTOVERS, ids=[leave.__name__ for leave in LEFTOVERS])
+def test_whatever_an_earlier_run_left_the_files_are_those_of_a_clean_folder(annotate, photos, monkeypatch, leave):
+    leave(annotate, photos, monkeypatch)
+    outcome = annotate(photos, "-o", "out.jsonl", "--batch-size", 1)
+    Path("clean").mkdir()
+    clean = annotate(photos, "-o", "clean/out.jsonl", "--batch-size", 1)
+    assert outcome == clean and len(read_jsonl("out.jsonl")) >= 9
+    assert Path("out.jsonl").read_text() == Path("clean/out.jsonl").read_text()
+    errors = [Path(folder, "out.errors.jsonl") for folder in (".", "clean")]
+    assert [path.exists() for path in errors] == [clean.status == 3] * 2
+    assert clean.status == 0 or errors[0].read_text() == errors[1].read_text()
+    assert not Path("out.jsonl.part").exists()
+
+
+def test_what_an_earlier_run_captioned_is_not_captioned_again(annotate, photos, monkeypatch):
+    stopped(annotate, monkeypatch, photos, after=6)
+    noise(200).save(photos / "00.png")  # changed
+    noise(201).save(photos / "99.png")  # new
+    captioned, read_image = [], pipeline.read_image
+    monkeypatch.setattr(pipeline, "read_image", lambda path, *more: captioned.append(path) or read_image(path, *more))
+    Path("out.jsonl.part/notes.txt").write_text("mine")
+    assert annotate("photos/*.png", "-o", "out.jsonl").status == 0  # other words for the same photos
+    assert sorted(captioned) == [f"photos/{number:02}.png" for number in (0, 6, 7, 8, 9, 10, 99)]
+    assert os.listdir("out.jsonl.part") == ["notes.txt"], "what is not ours stays"
+
+
+def test_a_photo_that_is_moved_away_while_the_run_lasts_keeps_its_caption(annotate, photos, monkeypatch):
+    close = OutputFile.close
+
+    def close_late(sink: OutputFile) -> None:
+        (photos / "03.png").unlink()
+        close(sink)
+
+    monkeypatch.setattr(OutputFile, "close", close_late)
+    assert annotate(photos, "-o", "out.jsonl").err == "11 captioned, 0 failed\n"
+    assert [record["image"] for record in read_jsonl("out.jsonl")][-1] == "photos/03.png"
+
+
+def test_another_model_under_the_same_name_does_not_go_on(annotate, photos, monkeypatch, tiny_captioner):
+    model = Path(shutil.copytree(tiny_captioner, "model"))
+    with monkeypatch.context() as patched:
+        stop_after(5, patched)
+        assert annotate(photos, "-o", "out.jsonl", "--batch-size", 1, model=model).status == 130
+    weights = load_file(model / "model.safetensors")
+    save_file({key: value * 1.01 for key, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    outcome = annotate(photos, "-o", "out.jsonl", model=model)
+    assert outcome.status == 2 and "left by a run with another model, precision or options" in outcome.err
+    (model / "README.md").write_text("a card")
+    shutil.copy(tiny_captioner / "model.safetensors", model)
+    assert annotate(photos, "-o", "out.jsonl", model=model).status == 0
+
+
+def test_a_stopped_run_of_other_photos_does_not_choose_the_precision(annotate, photos, monkeypatch):
+    stopped(annotate, monkeypatch, another_s(photos), "--precision", "bf16")
+    annotate(photos, "-o", "fp32.jsonl", "--precision", "fp32")
+    assert annotate(photos, "-o", "out.jsonl").status == 0
+    assert Path("out.jsonl").read_text() == Path("fp32.jsonl").read_text()
+
+
+def test_what_is_said_to_go_on_is_on_disk(annotate, photos, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    stopped(annotate, monkeypatch, photos)
+    assert Path("out.jsonl.part/0.jsonl").stat().st_ino in synced
+
+
+def test_each_output_has_an_errors_file_of_its_own(annotate, photos):
+    (photos / "03.png").write_bytes(b"broken")
+    outputs = ["trip.2023", "trip.2024", "trip.jsonl", "trip.csv", "trip.JSONL"]
+    for output in outputs:
+        assert annotate(photos, "-o", output, "--format", "jsonl").status == 3
+    noise(3).save(photos / "03.png")
+    assert annotate(photos, "-o", "trip.2024", "--format", "jsonl").status == 0
+    names = ["trip.2023.errors.jsonl", "trip.errors.jsonl", "trip.csv.errors.jsonl", "trip.JSONL.errors.jsonl"]
+    assert sorted(os.listdir()) == sorted(["photos", *outputs, *names])
+    outcome = annotate(photos, "-o", "trip.errors.jsonl")
+    assert outcome.status == 2 and "another run's errors file" in outcome.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX has these kinds of files")
+def test_links_lead_to_the_files_that_are_written(annotate, photos):
+    (photos / "03.png").write_bytes(b"broken")
+    Path("disk").mkdir()
+    Path("out.jsonl").symlink_to("disk/run.jsonl")
+    Path("disk/run.jsonl").write_text("old")
+    Path("out.errors.jsonl").symlink_to("/dev/null")
+    assert annotate(photos, "-o", "out.jsonl").status == 3
+    assert len(read_jsonl("disk/run.jsonl")) == 10 and os.listdir("disk") == ["run.jsonl"]
+    noise(3).save(photos / "03.png")
+    assert annotate(photos, "-o", "out.jsonl").status == 0
+    assert len(read_jsonl("disk/run.jsonl")) == 11
+    assert os.readlink("out.errors.jsonl") == "/dev/null" and Path("/dev/null").is_char_device()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX has these kinds of files")
+@pytest.mark.parametrize("format_name", ["jsonl", "csv"])
+def test_a_pipe_gets_what_a_file_would_hold_and_stderr_the_failures(annotate, photos, format_name):
+    (photos / "03.png").write_bytes(b"broken")
+    os.mkfifo("pipe")
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(Path("pipe").read_bytes()))
+    reader.start()
+    outcome = annotate(photos, "-o", "pipe", "--format", format_name)
+    reader.join()
+    annotate(photos, "-o", "file", "--format", format_name)
+    assert read == [Path("file").read_bytes()]
+    assert outcome.status == 3 and outcome.out == ""
+    assert outcome.err.startswith("photos/03.png: not an image") and outcome.err.endswith("10 captioned, 1 failed\n")
+    assert sorted(os.listdir()) == ["file", "file.errors.jsonl", "photos", "pipe"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_devices_stay_devices(annotate, photos):
+    assert annotate(photos, "-o", "/dev/null", "--format", "csv").status == 0
+    outcome = annotate(photos, "-o", "/dev/full", "--format", "jsonl")
+    assert (outcome.status, outcome.err) == (2, "error: /dev/full: cannot be written: No space left on device\n")
+    assert all(Path(device).is_char_device() for device in ("/dev/null", "/dev/full"))
+    assert not list(Path("/dev").glob("*jsonl*")) and not list(Path("/dev").glob("*.part"))
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_the_run_can_go_on(annotate, photos, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(OutputFile, "__init__", on_a_small_disk(OutputFile.__init__))
+        outcome = annotate(photos, "-o", "out.jsonl", "--batch-size", 1)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err == "error: out.jsonl.part/0.jsonl: cannot be written: No space left on device\n"
+    assert annotate(photos, "-o", "out.jsonl").err == "11 captioned, 0 failed\n"
+
+
+def on_a_small_disk(init: Callable[..., None]) -> Callable[..., None]:
+    """A journal that has room for 1,500 bytes."""
+
+    def opened(self, *arguments):
+        init(self, *arguments)
+        write, name = self.journal.write, self.journal.name
+
+        class Small:
+            def __getattr__(self, attribute):
+                return getattr(journal, attribute)
+
+            def __enter__(self):
+                return journal.__enter__()
+
+            def __exit__(self, *error):
+                return journal.__exit__(*error)
+
+            def write(self, text):
+                if os.path.getsize(name) + len(text) > 1500:
+                    write(text[:40])
+                    journal.flush()
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return write(text)
+
+        journal, self.journal = self.journal, Small()
+
+    return opened
+
+
+@pytest.mark.parametrize("output", ["out.jsonl", "out.errors.jsonl", "out.jsonl.part"])
+def test_a_place_that_is_taken_is_refused_before_anything_is_captioned(annotate, photos, monkeypatch, output):
+    monkeypatch.setattr(TorchCaptionStream, "add", None)
+    if output == "out.jsonl.part":
+        Path(output).write_text("a file")
+    else:
+        Path(output).mkdir()
+    outcome = annotate(photos, "-o", "out.jsonl")
+    assert outcome.status == 2 and outcome.err.startswith(f"error: {output}: ") and outcome.err.count("\n") == 1
+    assert sorted(os.listdir()) == [output, "photos"]
+
+
+def test_several_processes_cannot_write_one_stream(annotate, photos, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    outcome = annotate(photos, "-o", os.devnull, "--format", "jsonl")
+    assert outcome.status == 2 and "2 processes need an output file to write to together: -o" in outcome.err
+
+
+@pytest.fixture
+def infer_in_a_shell(photos, tiny_captioner):
+    """Run a script in which INFER is `infer.py` with a tiny model."""
+    if not INFER.is_file() or shutil.which("bash") is None:
+        pytest.skip("needs infer.py and a shell")
+
+    def run(script: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+        script = script.replace("INFER", f"{sys.executable} {INFER} --model {tiny_captioner} --batch-size 1")
+        command = ["bash", "-c", f"set -o pipefail; {script}"]
+        return subprocess.run(command, env=os.environ | environment, capture_output=True, check=False)
+
+    return run
+
+
+def test_a_reader_that_leaves_ends_the_run_without_a_word(infer_in_a_shell):
+    finished = infer_in_a_shell("INFER photos photos | head -1")
+    assert finished.stdout.startswith(b"photos/00.png\t") and finished.stdout.count(b"\n") == 1
+    assert finished.stderr == b""
+    finished = infer_in_a_shell("INFER photos -o /dev/stdout --format jsonl | head -1")
+    assert finished.stdout.startswith(b'{"image": "photos/00.png", ') and finished.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("INFER photos >&-", b"error: stdout is closed; write to a file with -o\n"),
+        ("INFER photos >/dev/full", b"error: stdout: cannot be written: No space left on device\n"),
+        ("INFER photos 2>&- >&-", b""),
+    ],
+)
+def test_a_stdout_that_takes_nothing_is_one_line(infer_in_a_shell, script, message):
+    finished = infer_in_a_shell(script)
+    assert (finished.returncode, finished.stderr) == (2, message)
+
+
+def test_without_stdout_and_stderr_a_file_is_written_all_the_same(infer_in_a_shell):
+    assert infer_in_a_shell("INFER photos -o out.jsonl <&- >&- 2>&-").returncode == 0
+    assert len(read_jsonl("out.jsonl")) == 11
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_name_that_the_console_lacks_is_escaped(infer_in_a_shell, photos, encoding):
+    for name in ("caf\u00e9.png", "\u5199\u771f.png", os.fsdecode(b"\xff.png")):
+        noise(0).save(photos / name)
+    (photos / "caf\u00e9 2.png").write_bytes(b"broken")
+    finished = infer_in_a_shell("INFER photos/[!0-9]*", PYTHONIOENCODING=encoding, PYTHONUTF8="1")
+    e_acute = b"\xe9" if encoding == "cp1252" else b"\\xe9"
+    names = [b"caf" + e_acute + b".png", b"\\u5199\\u771f.png", b"\xff.png"]
+    assert sorted(line.split(b"\t")[0] for line in finished.stdout.splitlines()) == sorted(
+        b"photos/" + name for name in names
+    )
+    assert finished.stderr.startswith(b"photos/caf" + e_acute + b" 2.png: not an image") and finished.returncode == 3
 
 
 def test_a_journal_of_another_run_is_not_mixed_in(annotate, photos, monkeypatch):
