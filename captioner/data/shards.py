@@ -8,6 +8,7 @@ import json
 import os
 import re
 import tarfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from captioner.config import SourceConfig
 from captioner.data.images import IMAGE_EXTENSIONS, MAX_BYTES
+from captioner.data.text import decode_text, lines_of
 from captioner.errors import CaptionerError
 
 MAX_TEXT_BYTES = 2**24
@@ -64,13 +66,19 @@ def shard_paths(pattern: str) -> Iterator[str]:
     """Tar files by a name, a glob, or ranges as in `train-{0000..0031}.tar`; every one of a range must be there."""
     found = False
     for name in [pattern] if os.path.isfile(pattern) else _in_ranges(pattern):
-        paths = [name] if os.path.isfile(name) else sorted(glob.glob(name))
+        paths = [name] if os.path.isfile(name) else _matches(name)
         if not paths:
             raise CaptionerError(f"{name}: no such shard")
         yield from paths
         found = True
     if not found:
         raise CaptionerError(f"{pattern}: the range is empty")
+
+
+def _matches(pattern: str) -> list[str]:
+    """A folder that exists is that folder, whatever brackets its name has."""
+    folder, name = os.path.split(pattern)
+    return sorted(glob.glob(os.path.join(glob.escape(folder) if os.path.isdir(folder) else folder, name)))
 
 
 def _in_ranges(pattern: str) -> Iterator[str]:
@@ -120,7 +128,7 @@ def _problem(name: str, info: tarfile.TarInfo, shard_size: int) -> str | None:
 
 def _kind(name: str) -> str | None:
     suffix = os.path.splitext(name)[1].lower()
-    return "image" if suffix in IMAGE_EXTENSIONS else suffix if suffix in (".txt", ".json") else None
+    return "image" if suffix in IMAGE_EXTENSIONS else {".txt": ".txt", ".caption": ".txt", ".json": ".json"}.get(suffix)
 
 
 def _by_key(members: Iterator[ShardMember], report: Report) -> dict[str, dict[str, ShardMember]]:
@@ -130,7 +138,8 @@ def _by_key(members: Iterator[ShardMember], report: Report) -> dict[str, dict[st
         kind = _kind(member.member)
         if kind is None:
             continue
-        files = samples.setdefault(os.path.splitext(member.member)[0], {})
+        # The composition of letters may differ: files of one key come from different systems.
+        files = samples.setdefault(unicodedata.normalize("NFC", os.path.splitext(member.member)[0]), {})
         if kind in files:
             report(str(member), f"the key has this kind of file already: {files[kind].member}")
         else:
@@ -156,8 +165,8 @@ def _row(
             return None
     captions = fields.get(config.caption_column, fields.get("captions"))
     if ".txt" in files:
-        text = files[".txt"].read_from(shard).decode("utf-8-sig", errors="replace")
-        captions = [line for line in text.split("\n") if line.strip()] or ""
+        text = decode_text(files[".txt"].read_from(shard))
+        captions = [line for line in lines_of(text) if line.strip()] or ""
     elif captions is None and config.captioned:
         report(where, "the image has no caption: neither a .txt of this name nor one in its .json")
         return None

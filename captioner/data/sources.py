@@ -6,23 +6,25 @@
     captions_*.json     COCO: images[].id, file_name and annotations[].image_id, caption
     .jsonl .csv .tsv    a row has an image's name and a caption, or (jsonl) a list of captions
     .parquet            the same; the images may lie in the table itself
-    a folder            with metadata.csv or captions.csv (.jsonl) in it, else photo.jpg and photo.txt, a caption a line
+    a folder            with metadata.csv or captions.csv (.jsonl) in it, else photo.jpg and photo.txt (or .caption), a
+                        caption a line
     .tar                WebDataset: shards of KEY.jpg, KEY.txt, KEY.json; a range {0000..0031} or a glob names many
     hf:NAME             `datasets`: a folder on this machine, else a name on the Hub
 
 With `captioned: false` the same layouts give images, with labels if they have any, and captions are not asked for.
-In tables, rows of one image become one sample. Images are found, not decoded.
+In tables, rows of one image become one sample. Images are found, not decoded. Names may differ from those on disk in
+case and in the composition of their letters, and have backslashes.
 """
 
-import csv
 import difflib
 import gc
+import glob
 import hashlib
 import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,8 +36,12 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from captioner.config import SourceConfig
+from captioner.data.delimited import Report, Row, delimited_rows
+from captioner.data.folders import walk
+from captioner.data.image_names import ImageFolders, same_name
 from captioner.data.images import IMAGE_EXTENSIONS
 from captioner.data.shards import ShardMember, shard_rows
+from captioner.data.text import decode_text, encoding_problem, has_words, lines_of, open_text
 from captioner.errors import CaptionerError
 
 MAX_CAPTION_CHARACTERS = 10_000
@@ -44,8 +50,15 @@ MAX_JSON_BYTES = 2**32
 
 FOLDER_TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "captions.jsonl", "captions.csv")
 
-Row = tuple[str, dict[str, Any]]  # where it stands, for error messages, and its columns
-Report = Callable[[str, str], None]  # (where, reason): raises, or notes a skip
+CAPTION_EXTENSIONS = (".txt", ".caption")
+
+
+class SourceError(CaptionerError):
+    """A fault that a field of `SourceConfig` gets around: `remedy` says how, to those who have a recipe."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,7 @@ def iter_samples(config: SourceConfig, on_skip: Callable[[Skip], object]) -> Ite
 
     def report(where: str, reason: str) -> None:
         if config.on_error == "raise":
-            raise CaptionerError(f"{where}: {reason} (on_error: skip would leave it out)")
+            raise SourceError(f"{where}: {reason}", "on_error: skip leaves it out")
         if not first:
             first.append(f"; the first problem: {where}: {reason}")
         on_skip(Skip(where, reason))
@@ -151,7 +164,7 @@ def _read(config: SourceConfig, report: Report) -> Iterator[Sample]:
     if os.path.isdir(path):
         return _read_folder(path, config, report)
     if path.endswith(".tar"):
-        return _parse(shard_rows(path, config, report), config, _ImageFolders(None, []), report)
+        return _parse(shard_rows(path, config, report), config, ImageFolders(None, []), report)
     if not os.path.isfile(path):
         raise CaptionerError(f"{path}: no such file or folder")
     return _read_file(path, config, report)
@@ -160,7 +173,7 @@ def _read(config: SourceConfig, report: Report) -> Iterator[Sample]:
 def _read_file(path: str, config: SourceConfig, report: Report) -> Iterator[Sample]:
     config = config.model_copy(update={"path": path})
     beside = os.path.dirname(path)
-    folders = _ImageFolders(config.images, [beside, os.path.join(beside, "images")])
+    folders = ImageFolders(config.images, [beside, os.path.join(beside, "images")])
     match os.path.splitext(path)[1].lower():
         case ".json":
             return _read_json(path, config, folders, report)
@@ -178,42 +191,6 @@ def _read_file(path: str, config: SourceConfig, report: Report) -> Iterator[Samp
 # Finding and checking what rows hold
 
 
-class _ImageFolders:
-    """Finds the images that a source names, and remembers: a table names an image once for each caption.
-
-    Names in a user's own file may be absolute or climb out with `..`: whoever wrote the file may read those images.
-    A data set from the Hub was written by others: its names stay inside the folders (`confined`).
-    """
-
-    def __init__(self, chosen: str | None, defaults: list[str], confined: bool = False) -> None:
-        self.folders = [os.path.expanduser(chosen)] if chosen else defaults
-        self.confined = confined
-        self.found: dict[str, str | None] = {}
-        if chosen and not os.path.isdir(self.folders[0]):
-            raise CaptionerError(f"images: no such folder: {chosen}")
-
-    def find(self, where: str, report: Report, *names: object) -> str | None:
-        """The path of the image by the first of these names that is there, or None once reported."""
-        for name in names:
-            if not isinstance(name, str) or not name.strip():
-                report(where, f"the image's name is {'empty' if name in (None, '') else f'not text: {name!r:.60}'}")
-                return None
-            if name not in self.found:
-                self.found[name] = self._search(name)
-            if path := self.found[name]:
-                return path
-        report(where, f"the image is missing: {names[0]!r} is not in {' or '.join(f or '.' for f in self.folders)}")
-        return None
-
-    def _search(self, name: str) -> str | None:
-        for folder in self.folders:
-            path = os.path.normpath(os.path.join(folder, name))
-            inside = os.path.abspath(path).startswith(os.path.abspath(folder) + os.sep)
-            if (inside or not self.confined) and os.path.isfile(path):
-                return path
-        return None
-
-
 def _captions(values: object, where: str, report: Report) -> tuple[str, ...]:
     """The captions that can be used; the others are reported."""
     captions = values if isinstance(values, list | tuple) else [values]
@@ -221,19 +198,26 @@ def _captions(values: object, where: str, report: Report) -> tuple[str, ...]:
         report(where, "the image has no caption")
     good = []
     for caption in captions:
-        if caption is not None and not isinstance(caption, str):
-            report(where, f"the caption is not text: {caption!r:.60}")
-            continue
-        text = " ".join(caption.split()) if caption else ""
-        if not text:
-            report(where, "the caption is empty")
-        elif len(text) > MAX_CAPTION_CHARACTERS:
-            report(where, f"the caption has {len(text):,} characters, over the limit of {MAX_CAPTION_CHARACTERS:,}")
-        elif not text.isascii() and ("\ufffd" in text or any("\ud800" <= c <= "\udfff" for c in text)):
-            report(where, f"the caption is not valid Unicode text: {text!r:.60}")
+        text = " ".join(caption.split()) if isinstance(caption, str) else ""
+        if problem := _caption_problem(caption, text):
+            report(where, problem)
         else:
             good.append(text)
     return tuple(good)
+
+
+def _caption_problem(caption: object, text: str) -> str | None:
+    if caption is not None and not isinstance(caption, str):
+        return f"the caption is not text: {caption!r:.60}"
+    if not text:
+        return "the caption is empty"
+    if len(text) > MAX_CAPTION_CHARACTERS:
+        return f"the caption has {len(text):,} characters, over the limit of {MAX_CAPTION_CHARACTERS:,}"
+    if "\0" in text:
+        return f"the caption holds a NUL character: {text!r:.60}"
+    if problem := encoding_problem(text):
+        return f"the caption is {problem}"
+    return None if has_words(text) else f"the caption holds no word: {text!r:.60}"
 
 
 def _labels(values: object, where: str, report: Report) -> tuple[str, ...]:
@@ -259,9 +243,11 @@ def _in_split(rows: Iterable[Row], path: str, split: str | None) -> Iterator[Row
             yield where, row
     known = ", ".join(f"{name!r} ({count:,} rows)" for name, count in counts.items())
     if split is None and len(counts) > 1:
-        raise CaptionerError(f"{path}: holds several splits; choose one with `split`: {known}")
+        raise CaptionerError(f"{path}: holds several splits; choose one of them: {known}")
     if split is not None and not counts:
-        raise CaptionerError(f"{path}: no row has a `split`, {split!r} or other; add that column, or leave `split` out")
+        raise CaptionerError(
+            f"{path}: no row has a split, {split!r} or other; add a column named split, or choose none"
+        )
     if split is not None and split not in counts and not (split == "train" and "restval" in counts):
         raise CaptionerError(f"{path}: no split {split!r}; there is {known}{_nearest(split, counts)}")
 
@@ -271,34 +257,44 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _missing_column(names: Iterable[str], config: SourceConfig) -> str | None:
-    """What to say if a column that the config names is not there."""
-    names = list(names)
-    for key in ("image_column", "caption_column", "label_column"):
-        column = getattr(config, key)
-        if key == "caption_column" and not config.captioned:
-            continue
-        if column is None or column in names or (key == "image_column" and "file_name" in names):
-            continue
-        there = ", ".join(repr(name) for name in names[:50])
-        return f"no column {column!r} (set {key}); there is {there}{_nearest(column, names)}"
+def _check_columns(names: Iterable[str], config: SourceConfig, where: str) -> None:
+    """Raises SourceError if a column that the config names is not there, or is there twice."""
+    if found := _column_problem(list(names), config):
+        key, problem = found
+        raise SourceError(f"{where}: {problem}", f"{key} names another")
+
+
+def _column_problem(names: list[str], config: SourceConfig) -> tuple[str, str] | None:
+    """The config's key for a column that is not there, or is there twice, and what to say."""
+    wanted = {"image_column": _image_column(names, config), "label_column": config.label_column}
+    if config.captioned:
+        wanted["caption_column"] = config.caption_column
+    for key, column in wanted.items():
+        if column is not None and names.count(column) > 1:
+            return key, f"the header names {column!r} twice"
+        if column is not None and column not in names:
+            there = ", ".join(repr(name) for name in names[:50])
+            return key, f"no column {column!r}; there is {there}{_nearest(column, names)}"
     return None
 
 
-def _image_column(names: Iterable[str], config: SourceConfig) -> str:
+def _image_column(names: Container[str], config: SourceConfig) -> str:
     """`file_name` is what metadata files call it by the habit of `datasets`' imagefolder."""
-    return config.image_column if config.image_column in names else "file_name"
+    return "file_name" if config.image_column not in names and "file_name" in names else config.image_column
 
 
 # From rows to samples
 
 
-def _parse(rows: Iterable[Row], config: SourceConfig, folders: _ImageFolders, report: Report) -> Iterator[Sample]:
+def _parse(rows: Iterable[Row], config: SourceConfig, folders: ImageFolders, report: Report) -> Iterator[Sample]:
     """A sample a row."""
+    checked: set[str] = set()
     for number, (where, row) in enumerate(_in_split(rows, config.path, config.split)):
-        if problem := _missing_column(row, config):
-            report(where, problem)
-            continue
+        if row.keys() != checked:
+            if problem := _column_problem(list(row), config):
+                report(where, problem[1])
+                continue
+            checked = set(row)  # the rows of a table are all alike
         image = row[_image_column(row, config)]
         identifier = number
         if isinstance(image, StoredImage):
@@ -334,7 +330,7 @@ def _join(samples: list[Sample]) -> Sample:
 # Files
 
 
-def _read_json(path: str, config: SourceConfig, folders: _ImageFolders, report: Report) -> Iterator[Sample]:
+def _read_json(path: str, config: SourceConfig, folders: ImageFolders, report: Report) -> Iterator[Sample]:
     if os.path.getsize(path) > MAX_JSON_BYTES:
         raise CaptionerError(f"{path}: over the limit of {MAX_JSON_BYTES:,} bytes; use .jsonl or .parquet")
     try:
@@ -357,7 +353,7 @@ def _read_json(path: str, config: SourceConfig, folders: _ImageFolders, report: 
 
 
 def _read_karpathy(
-    path: str, images: list[Any], config: SourceConfig, folders: _ImageFolders, report: Report
+    path: str, images: list[Any], config: SourceConfig, folders: ImageFolders, report: Report
 ) -> Iterator[Sample]:
     seen: dict[str | int, str] = {}
     rows = _objects(images, f"{path}: images", report)
@@ -378,10 +374,10 @@ def _read_karpathy(
 
 
 def _read_coco(
-    path: str, entries: list[Any], annotations: list[Any], config: SourceConfig, folders: _ImageFolders, report: Report
+    path: str, entries: list[Any], annotations: list[Any], config: SourceConfig, folders: ImageFolders, report: Report
 ) -> Iterator[Sample]:
     if config.split is not None:
-        raise CaptionerError(f"{path}: a COCO file is one split; leave `split` out")
+        raise CaptionerError(f"{path}: a COCO file is one split; choose none")
     if config.captioned and not any(isinstance(entry, dict) and "caption" in entry for entry in annotations):
         raise CaptionerError(f"{path}: its annotations have no captions; COCO's are in captions_*.json")
     if not config.images:  # annotations/captions_val2017.json and val2017/ are siblings in COCO's own archive
@@ -429,19 +425,22 @@ def _is_new(identifier: object, where: str, seen: dict[str | int, str], report: 
 
 
 def _jsonl_rows(path: str, report: Report) -> Iterator[Row]:
-    with open(path, "rb") as file:
-        lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
+    with open_text(path) as file:
+        lines = iter(lambda: file.readline(MAX_LINE_BYTES), "")
         for number, line in enumerate(lines, 1):
             where = f"{path}:{number}"
             if len(line) == MAX_LINE_BYTES:
-                while line and not line.endswith(b"\n"):
+                while line and not line.endswith("\n"):
                     line = file.readline(MAX_LINE_BYTES)
                 report(where, f"the line is over the limit of {MAX_LINE_BYTES:,} bytes")
                 continue
             if not line.strip():
                 continue
+            if problem := encoding_problem(line):
+                report(where, f"malformed row: {problem}")
+                continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_unique)
             except (ValueError, RecursionError) as error:
                 report(where, f"malformed row: not JSON: {error}")
                 continue
@@ -451,32 +450,20 @@ def _jsonl_rows(path: str, report: Report) -> Iterator[Row]:
                 report(where, f"malformed row: not an object but {row!r:.60}")
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return fields
+
+
 def _csv_rows(path: str, config: SourceConfig, report: Report) -> Iterator[Row]:
-    """Delimited by whichever of `,` `;` `|` and tab the header has most of. `where` counts lines as editors do."""
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        lines = iter(lambda: file.readline(MAX_LINE_BYTES), "")
-        first = next(lines, "")
-        reader = csv.reader(
-            itertools.chain([first], lines), delimiter=max(",;|\t", key=first.count), skipinitialspace=True, strict=True
-        )
-        try:
-            header = [name.strip() for name in next(reader, [])]
-        except csv.Error as error:
-            raise CaptionerError(f"{path}: not a csv file: {error}") from error
-        if problem := _missing_column(header, config):
-            raise CaptionerError(f"{path}: {problem}")
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                report(f"{path}:{reader.line_num}", f"malformed row: {error}")
-                continue
-            if len(cells) == len(header):
-                yield f"{path}:{reader.line_num}", dict(zip(header, cells, strict=True))
-            elif cells:
-                report(f"{path}:{reader.line_num}", f"malformed row: {len(cells)} fields, the header has {len(header)}")
+    def image_column(header: list[str]) -> str:
+        _check_columns(header, config, path)
+        return _image_column(header, config)
+
+    return delimited_rows(path, image_column, report)
 
 
 def _read_folder(path: str, config: SourceConfig, report: Report) -> Iterator[Sample]:
@@ -489,36 +476,66 @@ def _read_folder(path: str, config: SourceConfig, report: Report) -> Iterator[Sa
         if name.endswith(".json") and name.startswith(("dataset_", "captions_")):
             raise CaptionerError(f"{path}: holds {name}; give that file as the path")
     if config.split is not None:
-        raise CaptionerError(f"{path}: a folder is one split; leave `split` out")
+        raise CaptionerError(f"{path}: a folder is one split; choose none")
     return _read_sidecars(path, config, report)
 
 
 def _read_sidecars(path: str, config: SourceConfig, report: Report) -> Iterator[Sample]:
-    for folder, subfolders, files in os.walk(path):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        names = sorted(name for name in files if not name.startswith("."))
+    for folder, names in _files_by_folder(path, report):
         images = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS]
-        texts = {name for name in names if config.captioned and name.lower().endswith(".txt")}
-        unused = set(texts)
+        texts: dict[str, list[str]] = {}  # of each image, by its name without the suffix
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if config.captioned and suffix.lower() in CAPTION_EXTENSIONS:
+                texts.setdefault(same_name(stem), []).append(name)
+        unused = {name for several in texts.values() for name in several}
         for name in images:
             image = os.path.join(folder, name)
             identifier = os.path.relpath(image, path).replace(os.sep, "/")
-            text = os.path.splitext(name)[0] + ".txt"
-            unused.discard(text)
+            stem = os.path.splitext(name)[0]
+            alike = texts.get(same_name(stem), [])
+            beside = [text for text in alike if os.path.splitext(text)[0] == stem] or alike
+            unused.difference_update(beside)
             if not config.captioned:
                 yield Sample(identifier, image, ())
-            elif text not in texts:
-                report(image, f"the image has no caption: no {text} beside it")
-            elif captions := _read_text(os.path.join(folder, text), report):
+            elif not beside:
+                report(image, f"the image has no caption: no {stem}.txt beside it")
+            elif len(beside) > 1:
+                report(image, f"several files have the image's captions: {' and '.join(beside)}; keep one")
+            elif captions := _read_text(os.path.join(folder, beside[0]), report):
                 yield Sample(identifier, image, captions)
         for text in sorted(unused):
             report(os.path.join(folder, text), "the image is missing: there is none of this name beside it")
 
 
+def _files_by_folder(path: str, report: Report) -> Iterator[tuple[str, list[str]]]:
+    """Each folder from `path` down that has files, with their names."""
+    folders: dict[str, list[str]] = {}
+    for file in walk(path, set()):
+        if error := file.error or _status_error(file.path):
+            report(file.path, f"cannot be read: {error.strerror}")
+        else:
+            folders.setdefault(os.path.dirname(file.path), []).append(os.path.basename(file.path))
+    yield from sorted(folders.items(), key=lambda item: item[0].split(os.sep))
+
+
+def _status_error(path: str) -> OSError | None:
+    """Why a link leads nowhere, or a folder may not be entered."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error
+    return None
+
+
 def _read_text(path: str, report: Report) -> tuple[str, ...]:
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        text = file.read(MAX_LINE_BYTES)
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    try:
+        with open(path, "rb") as file:
+            text = decode_text(file.read(MAX_LINE_BYTES))
+    except OSError as error:
+        report(path, f"cannot be read: {error.strerror}")
+        return ()
+    lines = [(number, line) for number, line in enumerate(lines_of(text), 1) if line.strip()]
     if not lines:
         report(path, "the caption is empty")
     return tuple(caption for number, line in lines for caption in _captions(line, f"{path}:{number}", report))
@@ -532,9 +549,10 @@ def _read_dataset(config: SourceConfig, report: Report) -> Iterator[Sample]:
 
     name = os.path.expanduser(config.path.removeprefix("hf:"))
     if os.path.isdir(name):
-        folders = _ImageFolders(config.images, [name])
+        name = os.path.abspath(name)  # no name of the Hub, nor of a loader of `datasets`
+        folders = ImageFolders(config.images, [name])
     else:
-        folders = _ImageFolders(config.images, [], confined=True)
+        folders = ImageFolders(config.images, [], confined=True)
         folders.folders += [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
     splits = _open_splits(name, config)
     if config.split is not None and config.split in splits:
@@ -542,7 +560,7 @@ def _read_dataset(config: SourceConfig, report: Report) -> Iterator[Sample]:
         table = table.remove_columns("split") if "split" in _column_names(table) else table
         config = config.model_copy(update={"split": None})  # done
     elif config.split is None and len(splits) > 1:
-        raise CaptionerError(f"{config.path}: holds several splits; choose one with `split`: {', '.join(splits)}")
+        raise CaptionerError(f"{config.path}: holds several splits; choose one of them: {', '.join(splits)}")
     else:
         table, *others = splits.values()
         if config.split is not None and (others or "split" not in _column_names(table)):  # nor does a column divide it
@@ -559,13 +577,27 @@ def _open_splits(name: str, config: SourceConfig) -> dict[str, Any]:
 
     try:
         if not any(os.path.isfile(os.path.join(name, mark)) for mark in ("state.json", "dataset_dict.json")):
-            loaded = datasets.load_dataset(name, streaming=config.streaming)
-            return dict(loaded)
+            _check_name(name, config)
+            return dict(datasets.load_dataset(name, streaming=config.streaming))
         saved = datasets.load_from_disk(name)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise CaptionerError(f"{config.path}: {_first_line(error)}") from error
     splits = dict(saved) if isinstance(saved, dict) else {str(saved.split or "all"): saved}
     return {key: table.to_iterable_dataset() if config.streaming else table for key, table in splits.items()}
+
+
+def _check_name(name: str, config: SourceConfig) -> None:
+    """Raises CaptionerError for a name by which `datasets` would read other files."""
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as LOADERS
+
+    if not name:
+        raise CaptionerError(f"{config.path}: names no data set")
+    if name in LOADERS:  # `datasets` would look for its files in the current folder
+        raise CaptionerError(f"{config.path}: a loader of `datasets`, not a data set; name a folder, or one of the Hub")
+    if os.path.isdir(name) and glob.has_magic(name):
+        raise CaptionerError(
+            f"{config.path}: `datasets` takes * ? [ in a folder's name for a pattern; rename the folder"
+        )
 
 
 def _column_names(table: Any) -> list[str]:
@@ -581,8 +613,7 @@ def _encoded(table: Any, config: SourceConfig) -> tuple[Any, str]:
     import datasets
 
     names = _column_names(table)
-    if problem := _missing_column(names, config):
-        raise CaptionerError(f"{config.path}: {problem}")
+    _check_columns(names, config, config.path)
     column = _image_column(names, config)
     feature = (table.features or {}).get(column)
     if feature is None or getattr(feature, "dtype", None) in ("string", "large_string"):
@@ -610,7 +641,7 @@ def _parquet_rows(path: str, config: SourceConfig) -> Iterator[Row]:
     import datasets
 
     try:
-        table = datasets.Dataset.from_parquet(path)  # memory-mapped from the cache of `datasets`
+        table = datasets.Dataset.from_parquet(glob.escape(path))  # memory-mapped from the cache of `datasets`
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise CaptionerError(f"{path}: not a parquet file: {_first_line(error)}") from error
     return _stored_rows(table, config)

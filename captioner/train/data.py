@@ -7,7 +7,7 @@ from pathlib import Path
 
 from captioner.config import PhaseConfig, RunConfig, SourceConfig, Stretch
 from captioner.data.dataset import CaptionDataset, Place, TextDataset, bucketed_batches
-from captioner.data.sources import Sample, Skip, load_samples
+from captioner.data.sources import Sample, Skip, SourceError, load_samples
 from captioner.data.streamed import stored
 from captioner.data.tags import frequent_words, label_names, tag_names, tag_targets
 from captioner.data.text import load_text
@@ -37,7 +37,7 @@ class TrainingData:
         self.train, self.weights, self.optional = _load_sources(data.train_sources, folder, say)
         validation, _, self.optional_validation = _load_sources(data.validation_sources, folder, say)
         self.validation = validation[: config.validation.max_images]
-        self.text = load_text(data.text) if data.text else []
+        self.text = _load_text(data.text, say) if data.text else []
         self.labels, self.words = self._tag_vocabulary() if config.uses("tags") else ([], [])
         self.tags = tag_names(self.labels, self.words)
         self._data_sets: dict[str, CaptionDataset | TextDataset] = {}
@@ -160,12 +160,25 @@ def _load_sources(
 
 def _load_source(source: SourceConfig, folder: Path, say: Callable[[str], None]) -> list[Sample]:
     skips: list[Skip] = []
-    samples, unread = load_samples(stored(source, folder, skips.append))
-    skips += unread
-    for skip in skips[:20]:
-        say(f"skipped {skip.where}: {skip.reason}")
-    if skips:
-        say(f"{source.path}: {len(skips)} skipped, {len(samples)} kept")
+    try:
+        samples, unread = load_samples(stored(source, folder, skips.append))
+    except SourceError as error:
+        raise CaptionerError(f"{error} ({error.remedy})") from error
+    _say_skips(source.path, skips + unread, len(samples), say)
     if not samples:
         raise CaptionerError(f"{source.path}: no samples")
     return samples
+
+
+def _load_text(path: str, say: Callable[[str], None]) -> list[str]:
+    skips: list[Skip] = []
+    captions = load_text(path, lambda where, reason: skips.append(Skip(where, reason)))
+    _say_skips(path, skips, len(captions), say)
+    return captions
+
+
+def _say_skips(path: str, skips: list[Skip], kept: int, say: Callable[[str], None]) -> None:
+    for skip in skips[:20]:
+        say(f"skipped {skip.where}: {skip.reason}")
+    if skips:
+        say(f"{path}: {len(skips)} skipped, {kept} kept")

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import tarfile
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +89,20 @@ def test_a_range_or_a_glob_names_many_and_each_of_a_range_must_be_there(tmp_path
     assert refusal(pattern.replace("0002}", "0003}")) == f"{tmp_path}/train-0003.tar: no such shard"
     assert refusal(tmp_path / "val-*.tar") == f"{tmp_path}/val-*.tar: no such shard"
     assert refusal(tmp_path / "{3..1}.tar") == f"{tmp_path}/{{3..1}}.tar: the range is empty"
+
+
+def test_a_folder_with_brackets_holds_its_shards(tmp_path: Path) -> None:
+    folder = tmp_path / "trip [2023]"
+    folder.mkdir()
+    pattern = write_shards(folder, count=2, each=1)
+    assert len(load(pattern)) == len(load(folder / "*.tar")) == 2
+
+
+def test_names_that_mean_the_same_are_one_key(tmp_path: Path) -> None:
+    nfc, nfd = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    files = {f"{nfc}.png": photo(1), f"{nfd}.txt": "one", "2.PNG": photo(2), "2.TXT": "two"}
+    path = write(tmp_path / "x.tar", files | {"3.png": photo(3), "3.caption": "three"})
+    assert [(shade(s), s.captions) for s in load(path)] == [(1, ("one",)), (2, ("two",)), (3, ("three",))]
 
 
 def test_two_processes_with_two_workers_see_every_sample_once_an_epoch(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import unicodedata
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -232,9 +233,7 @@ class TestSplits:
         rows = [("a.jpg", "a", "train"), ("b.jpg", "b", "val"), ("c.jpg", "c", "train")]
         path = write_csv(folder / "shapes.csv", rows, header=("image", "caption", "split"))
         assert [s.id for s in load(path, split="train")] == ["a.jpg", "c.jpg"]
-        assert refusal(path) == (
-            f"{path}: holds several splits; choose one with `split`: 'train' (2 rows), 'val' (1 rows)"
-        )
+        assert refusal(path) == (f"{path}: holds several splits; choose one of them: 'train' (2 rows), 'val' (1 rows)")
 
     def test_a_column_divides_a_data_set_of_one_split(self, folder: Path) -> None:
         table(image=list(CAPTIONS), caption=["a", "b", "c"], split=["train", "val", "train"]).save_to_disk(folder / "s")
@@ -247,15 +246,17 @@ class TestSplits:
         message = refusal(write_karpathy(folder), split="vall", on_error="skip")
         assert "no split 'vall'; there is 'train' (1 rows), 'val' (1 rows), 'restval' (1 rows); did you mean" in message
         assert "did you mean 'val'" in message
-        assert "choose one with `split`: 'train'" in refusal(write_karpathy(folder))
-        assert "leave `split` out" in refusal(write_coco(folder), split="val")
-        assert "leave `split` out" in refusal(write_csv(folder / "shapes.csv", ROWS), split="val")
+        assert "choose one of them: 'train'" in refusal(write_karpathy(folder))
+        assert "a COCO file is one split; choose none" in refusal(write_coco(folder), split="val")
+        assert "add a column named split, or choose none" in refusal(
+            write_csv(folder / "shapes.csv", ROWS), split="val"
+        )
         rows = table(image=["a.jpg"], caption=["a"])
         DatasetDict({"train": rows}).save_to_disk(folder / "single")
         assert "no split 'val'; there is train" in refusal(f"hf:{folder / 'single'}", split="val")
         DatasetDict({"train": rows, "test": rows}).save_to_disk(folder / "saved")
         assert "there is train, test; did you mean 'test'" in refusal(f"hf:{folder / 'saved'}", split="tests")
-        assert "choose one with `split`: train, test" in refusal(f"hf:{folder / 'saved'}")
+        assert "choose one of them: train, test" in refusal(f"hf:{folder / 'saved'}")
 
 
 def problem(folder: Path, path: Path, where: str, reason: str, kept: int, **options: Any) -> None:
@@ -284,10 +285,89 @@ class TestProblems:
         path = write_csv(folder / "shapes.csv", [*ROWS[:2], row, *ROWS[2:]])
         problem(folder, path, f"{path}:4", reason, kept)
 
-    def test_csv_with_a_quote_left_open(self, folder: Path) -> None:
+    @pytest.mark.parametrize(
+        ("rows", "line", "kept"),
+        [
+            ('a.jpg,a\nb.jpg,"left open\nc.jpg,c\n', 3, ["a", "c"]),
+            ('a.jpg,a\nb.jpg,"left open\nc.jpg,c"\n', 3, ["a", 'c"']),  # the quote closes, one row too late
+            ('b.jpg,"left open\na.jpg,"a, in quotes"\nc.jpg,c\n', 2, ["a, in quotes", "c"]),
+            ('b.jpg,"left open\na.jpg,a\nc.jpg,"c"\n', 2, ["a", "c"]),
+            ('a.jpg,a\nc.jpg,c\nb.jpg,"left open', 4, ["a", "c"]),
+            ('b.jpg,"left open\n' + "a.jpg,a\n" * 20_000, 2, ["a"] * 20_000),
+        ],
+    )
+    def test_csv_with_a_quote_left_open(self, folder: Path, rows: str, line: int, kept: list[str]) -> None:
         path = folder / "shapes.csv"
-        path.write_text('image,caption\na.jpg,a\nb.jpg,"left open\nc.jpg,c\n')
-        problem(folder, path, f"{path}:4", "malformed row: unexpected end of data", 1)
+        path.write_text("image,caption\n" + rows)
+        assert refusal(path).startswith(f"{path}:{line}: malformed row: a quote is opened on this line and not closed")
+        samples, skips = skipped(path)
+        assert [skip.where for skip in skips] == [f"{path}:{line}"]
+        assert [caption for sample in samples for caption in sample.captions] == kept
+
+    def test_csv_row_of_several_lines_is_named_by_its_first(self, folder: Path) -> None:
+        path = folder / "shapes.csv"
+        path.write_text('image,caption\na.jpg,"two\nlines"\n\nnone.jpg,"three\nmore\nlines"\nb.jpg,b\n')
+        problem(folder, path, f"{path}:5", "the image is missing", 2)
+
+    @pytest.mark.parametrize(
+        ("header", "message"),
+        [
+            ("", "shapes.csv: the file is empty"),
+            ("\n \n", "shapes.csv: the file is empty"),
+            ("image,caption,caption\na.jpg,a,b", "shapes.csv: the header names 'caption' twice"),
+            ("image,image,caption\na.jpg,b.jpg,a", "shapes.csv: the header names 'image' twice"),
+            ("a.jpg,a caption\n", "shapes.csv: no column 'image'; there is 'a.jpg', 'a caption'"),
+            (",\na.jpg,a", "shapes.csv: no column 'image'; there is '', ''"),
+            ('image,"caption\na.jpg,a', "shapes.csv:1: not the header of a csv file"),
+        ],
+    )
+    def test_csv_headers(self, folder: Path, header: str, message: str) -> None:
+        (folder / "shapes.csv").write_text(header)
+        assert message in refusal(folder / "shapes.csv", on_error="skip")
+
+    def test_csv_with_blank_lines_first_and_columns_of_no_name(self, folder: Path) -> None:
+        (folder / "shapes.csv").write_text("\n\nimage,caption,,\na.jpg,a,,\n\nb.jpg,b,,\n")
+        assert [s.captions for s in load(folder / "shapes.csv")] == [("a",), ("b",)]
+
+    def test_a_nul_character_costs_its_row(self, folder: Path) -> None:
+        path = folder / "shapes.csv"
+        path.write_text("image,caption\na.jpg,a\nb.jpg,b\0b\nc.jpg,c\n")
+        samples, (skip,) = skipped(path)
+        assert (len(samples), skip.where, "NUL" in skip.reason) == (2, f"{path}:3", True)
+
+    @pytest.mark.parametrize("caption", ["...", " . ", "!", "- -", "。。", "…", "\u200b", "\ufeff", '"."'])
+    def test_a_caption_without_a_word_is_no_caption(self, folder: Path, caption: str) -> None:
+        path = write_csv(folder / "shapes.csv", [("a.jpg", "a"), ("b.jpg", caption), ("b.jpg", "b")])
+        problem(folder, path, f"{path}:3", "the caption holds no word", 2)
+
+    @pytest.mark.parametrize("caption", ["7", "🐕", "狗", "$", "a."])
+    def test_a_caption_of_one_letter_digit_or_symbol_is_one(self, folder: Path, caption: str) -> None:
+        assert load(write_csv(folder / "shapes.csv", [("a.jpg", caption)]))[0].captions == (caption,)
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+    def test_unicode_files_of_any_encoding(self, folder: Path, encoding: str) -> None:
+        said = "a café \U0001f415"
+        (folder / "x.csv").write_bytes(f"image,caption\r\na.jpg,{said}\r\n".encode(encoding))
+        assert load(folder / "x.csv")[0].captions == (said,)
+        row = json.dumps({"image": "a.jpg", "caption": said}, ensure_ascii=False)
+        (folder / "x.jsonl").write_bytes(f"{row}\n{row}\n".encode(encoding))
+        assert load(folder / "x.jsonl")[0].captions == (said, said)
+        (folder / "images" / "a.txt").write_bytes(f"{said}\r\n\r\nsecond\r\n".encode(encoding))
+        assert skipped(folder / "images")[0][0].captions == (said, "second")
+
+    def test_files_of_windows_1252_are_told_so(self, folder: Path) -> None:
+        reason = "not valid Unicode text"
+        (folder / "x.csv").write_bytes("image,caption\na.jpg,a\nb.jpg,a café\n".encode("cp1252"))
+        problem(folder, folder / "x.csv", f"{folder / 'x.csv'}:3", reason, 1)
+        assert "perhaps Windows-1252, 'b.jpg,a café" in refusal(folder / "x.csv")
+        assert "save the file as UTF-8" in refusal(folder / "x.csv")
+        rows = '{"image": "a.jpg", "caption": "a"}\n{"image": "b.jpg", "caption": "a café"}\n'
+        (folder / "x.jsonl").write_bytes(rows.encode("cp1252"))
+        problem(folder, folder / "x.jsonl", f"{folder / 'x.jsonl'}:2", reason, 1)
+        for name in "abc":
+            (folder / "images" / f"{name}.txt").write_text("a caption")
+        (folder / "images" / "b.txt").write_bytes("a café".encode("cp1252"))
+        problem(folder, folder / "images", f"{folder / 'images' / 'b.txt'}:1", reason, 2)
 
     def test_csv_of_another_encoding(self, folder: Path) -> None:
         path = folder / "shapes.csv"
@@ -302,7 +382,7 @@ class TestProblems:
             ("[1]", "malformed row: not an object"),
             (
                 {"image": "a.jpg", "captoin": "a"},
-                "no column 'caption' (set caption_column); there is 'image', 'captoin'; did",
+                "no column 'caption'; there is 'image', 'captoin'; did",
             ),
             ({"image": "a.jpg", "caption": 7}, "the caption is not text: 7"),
             ({"image": "a.jpg", "caption": ["good", None]}, "the caption is empty"),
@@ -310,6 +390,9 @@ class TestProblems:
             ({"image": 7, "caption": "a"}, "the image's name is not text: 7"),
             ({"image": "a.jpg", "caption": "half \ud83d"}, "not valid Unicode text"),
             ({"image": "a\0.jpg", "caption": "a"}, "the image is missing"),
+            ({"image": "a.jpg", "caption": "a\0b"}, "the caption holds a NUL character"),
+            ({"image": "https://example.org/a.jpg", "caption": "a"}, "is a URL, and URLs are not fetched"),
+            ('{"image": "a.jpg", "caption": "a", "caption": "b"}', "malformed row: not JSON: 'caption' is there twice"),
         ],
     )
     def test_jsonl(self, folder: Path, row: Any, reason: str) -> None:
@@ -397,7 +480,7 @@ class TestRefusals:
     def test_a_source_that_is_not_there(self, tmp_path: Path) -> None:
         assert refusal(tmp_path / "none.csv") == f"{tmp_path / 'none.csv'}: no such file or folder"
         assert refusal(f"hf:{tmp_path / 'none'}").startswith(f"hf:{tmp_path / 'none'}: ")
-        assert "images: no such folder: nowhere" in refusal(write_csv(tmp_path / "x.csv", ROWS), images="nowhere")
+        assert "nowhere: no such folder of images" in refusal(write_csv(tmp_path / "x.csv", ROWS), images="nowhere")
 
     def test_a_layout_that_is_not_known(self, folder: Path) -> None:
         (folder / "shapes.xml").write_text("<a/>")
@@ -414,10 +497,10 @@ class TestRefusals:
 
     def test_a_missing_column_lists_those_there_are(self, folder: Path) -> None:
         path = write_csv(folder / "shapes.csv", ROWS, header=("image", "Caption"))
-        expected = "no column 'caption' (set caption_column); there is 'image', 'Caption'; did you mean 'Caption'?"
+        expected = "no column 'caption'; there is 'image', 'Caption'; did you mean 'Caption'?"
         assert refusal(path, on_error="skip") == f"{path}: {expected}"
         table(photo=["a.jpg"], caption=["a"]).to_parquet(folder / "x.parquet")
-        assert "no column 'image' (set image_column); there is 'photo', 'caption'" in refusal(folder / "x.parquet")
+        assert "no column 'image'; there is 'photo', 'caption'" in refusal(folder / "x.parquet")
 
     def test_a_source_without_one_usable_sample(self, folder: Path) -> None:
         path = write_csv(folder / "shapes.csv", [("x/a.jpg", "a"), ("x/b.jpg", "b")])
@@ -481,6 +564,204 @@ class TestWhereImagesMayLie:
     def test_data_sets_do_not_choose_servers(self) -> None:
         for path in ("https://example.org/a.jpg", "zip://a.jpg::https://example.org/a.zip", "file:///etc/passwd"):
             assert sources._fetch(path) == path  # a name, which is then not found
+
+
+NAMES = [  # on disk, in the source
+    (unicodedata.normalize("NFD", "café.jpg"), unicodedata.normalize("NFC", "café.jpg")),
+    (unicodedata.normalize("NFC", "café.jpg"), unicodedata.normalize("NFD", "café.jpg")),
+    (unicodedata.normalize("NFD", "한글/é.jpg"), unicodedata.normalize("NFC", "한글") + "/" + "e\u0301.jpg"),
+    ("sub/1.jpg", "sub\\1.jpg"),
+    (unicodedata.normalize("NFD", "é/1.jpg"), unicodedata.normalize("NFC", "é") + "\\1.jpg"),
+    ("1.JPG", "1.jpg"),
+    ("Photos/1.jpg", "photos/1.JPG"),
+]
+
+
+class TestNamesThatMeanTheSame:
+    """Files move between systems that compose letters, separate folders and tell case apart in other ways."""
+
+    @pytest.mark.parametrize(("there", "named"), NAMES)
+    @pytest.mark.parametrize("layout", ["csv", "jsonl", "karpathy", "coco", "parquet", "saved", "folder with a csv"])
+    def test_in_every_layout(self, tmp_path: Path, layout: str, there: str, named: str) -> None:
+        photos = tmp_path / "images"
+        (photos / there).parent.mkdir(parents=True)
+        (photos / there).write_bytes(photo("a.jpg"))
+        source: Path | str
+        match layout:
+            case "csv":
+                source = write_csv(tmp_path / "x.csv", [(named, "one"), (there, "two")])
+            case "jsonl":
+                source = write_jsonl(tmp_path / "x.jsonl", [{"image": named, "caption": ["one", "two"]}])
+            case "karpathy":
+                sentences = [{"raw": "one"}, {"raw": "two"}]
+                source = write_karpathy(tmp_path, [{"filename": named, "filepath": "images", "sentences": sentences}])
+            case "coco":
+                said = [{"image_id": 1, "caption": "one"}, {"image_id": 1, "caption": "two"}]
+                source = write_coco(tmp_path, [{"id": 1, "file_name": named}], said)
+            case "parquet":
+                source = tmp_path / "x.parquet"
+                table(image=[named], caption=[["one", "two"]]).to_parquet(source)
+            case "saved":
+                table(image=[named], caption=[["one", "two"]]).save_to_disk(photos / "saved")
+                source = f"hf:{photos / 'saved'}"
+            case "folder with a csv":
+                source = write_csv(photos / "metadata.csv", [(named, "one"), (there, "two")]).parent
+        options = {"images": str(photos)} if layout == "saved" else {}
+        (sample,) = load(source, **options)
+        assert (sample.image, sample.captions) == (str(photos / there), ("one", "two"))
+
+    def test_the_file_of_the_very_name_comes_first_and_of_several_others_none(self, folder: Path) -> None:
+        photos = folder / "images"
+        for name in ("x.jpg", "X.JPG"):
+            (photos / name).write_bytes(photo("a.jpg"))
+        path = write_csv(folder / "x.csv", [("x.jpg", "one"), ("X.JPG", "two"), ("x.JPG", "three")])
+        samples, (skip,) = skipped(path)
+        assert [sample.image for sample in samples] == [str(photos / "x.jpg"), str(photos / "X.JPG")]
+        assert "'x.JPG' is not in" in skip.reason
+
+    def test_they_do_not_lead_out_of_the_folder(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import datasets
+
+        (folder / "SECRET.jpg").write_bytes(photo("a.jpg"))
+        names = ["a.jpg", "..\\secret.jpg", "../secret.jpg"]
+        foreign = datasets.DatasetDict({"train": table(image=names, caption=list("abc"))})
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: foreign)
+        samples, skips = skipped("hf:someone/photos", images=str(folder / "images"))
+        assert (len(samples), len(skips)) == (1, 2)
+
+    @pytest.mark.parametrize(
+        ("image", "text"),
+        [
+            ("1.JPG", "1.TXT"),
+            ("1.jpg", "1.TXT"),
+            ("Photo.jpg", "photo.txt"),
+            ("1.jpg", "1.caption"),
+            ("1.jpg", "1.Caption"),
+            (unicodedata.normalize("NFC", "é.jpg"), unicodedata.normalize("NFD", "é.txt")),
+            (unicodedata.normalize("NFD", "é.jpg"), unicodedata.normalize("NFC", "é.caption")),
+        ],
+    )
+    def test_sidecars(self, tmp_path: Path, image: str, text: str) -> None:
+        (tmp_path / image).write_bytes(photo("a.jpg"))
+        (tmp_path / text).write_text("a caption")
+        (sample,) = load(tmp_path)
+        assert (sample.id, sample.captions) == (image, ("a caption",))
+
+    def test_of_several_sidecars_the_one_of_the_very_name_counts_and_two_are_refused(self, tmp_path: Path) -> None:
+        for name in ("A.jpg", "a.jpg"):
+            (tmp_path / name).write_bytes(photo("a.jpg"))
+            (tmp_path / name).with_suffix(".txt").write_text(f"of {name}")
+        assert [s.captions for s in load(tmp_path)] == [("of A.jpg",), ("of a.jpg",)]
+        (tmp_path / "a.caption").write_text("another")
+        problem(tmp_path, tmp_path, str(tmp_path / "a.jpg"), "captions: a.caption and a.txt; keep one", 1)
+
+
+class TestFoldersThatAreHardToWalk:
+    """A folder costs itself, and is named."""
+
+    @pytest.fixture
+    def photos(self, tmp_path: Path) -> Path:
+        photos = tmp_path / "photos"
+        for place in (photos, photos / "sub"):
+            place.mkdir()
+            (place / "a.jpg").write_bytes(photo("a.jpg"))
+            (place / "a.txt").write_text("a caption")
+        return photos
+
+    @pytest.mark.parametrize("captioned", [True, False])
+    def test_one_that_may_not_be_read(self, photos: Path, captioned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        scandir, denied = os.scandir, str(photos / "sub")
+
+        def scan(path: str) -> Any:
+            if path == denied:
+                raise PermissionError(13, "Permission denied", path)
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", scan)
+        problem(photos, photos, denied, "cannot be read: Permission denied", 1, captioned=captioned)
+
+    def test_a_text_that_may_not_be_read(self, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        real, denied = open, str(photos / "sub" / "a.txt")
+
+        def refuse(path: Any, *args: Any, **options: Any) -> Any:
+            if path == denied:
+                raise PermissionError(13, "Permission denied", path)
+            return real(path, *args, **options)
+
+        monkeypatch.setattr("builtins.open", refuse)
+        problem(photos, photos, denied, "cannot be read: Permission denied", 1)
+
+    @pytest.mark.parametrize("name", ["loop", "loop.jpg"])
+    def test_a_link_that_leads_nowhere(self, photos: Path, name: str) -> None:
+        (photos / name).symlink_to(name)
+        problem(photos, photos, str(photos / name), "cannot be read: Too many levels of symbolic links", 2)
+        (photos / name).unlink()
+        (photos / name).symlink_to("gone")
+        problem(photos, photos, str(photos / name), "cannot be read: No such file or directory", 2)
+
+    def test_links_to_folders_are_followed_and_loops_end(self, photos: Path, tmp_path: Path) -> None:
+        (photos / "sub" / "up").symlink_to(photos)
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "b.jpg").write_bytes(photo("b.jpg"))
+        (elsewhere / "b.txt").write_text("linked")
+        (photos / "linked").symlink_to(elsewhere)
+        assert [s.id for s in load(photos)] == ["a.jpg", "linked/b.jpg", "sub/a.jpg"]
+
+    def test_brackets_in_names(self, photos: Path) -> None:
+        odd = photos.parent / "trip [2023] *?"
+        photos.rename(odd)
+        assert [s.id for s in load(odd)] == ["a.jpg", "sub/a.jpg"]
+        write_csv(odd / "x.csv", [("a.jpg", "a")])
+        assert len(load(odd / "x.csv")) == 1
+        table(image=["a.jpg"], caption=["a"]).to_parquet(odd / "x[1].parquet")
+        assert len(load(odd / "x[1].parquet")) == 1
+
+    def test_a_star_in_the_name_of_a_parquet_file_is_no_pattern(self, folder: Path) -> None:
+        table(image=["a.jpg"], caption=["a"]).to_parquet(folder / "x*.parquet")
+        table(image=["b.jpg"], caption=["b"]).to_parquet(folder / "xyz.parquet")
+        assert [s.id for s in load(folder / "x*.parquet")] == ["a.jpg"]
+
+    def test_deep_nesting(self, tmp_path: Path) -> None:
+        deep, here = 1100, os.getcwd()
+        os.chdir(tmp_path)
+        try:
+            for _ in range(deep):
+                os.mkdir("d")
+                os.chdir("d")
+            Path("a.jpg").write_bytes(photo("a.jpg"))
+            Path("a.txt").write_text("a caption")
+            assert [s.captions for s in load(tmp_path)] == [("a caption",)]
+        finally:
+            for name in ("a.jpg", "a.txt"):
+                Path(name).unlink(missing_ok=True)
+            for _ in range(deep):  # what clears the folder afterwards may go by recursion
+                os.chdir("..")
+                os.rmdir("d")
+            os.chdir(here)
+
+
+class TestDataSetsNamedLikeSomethingElse:
+    @pytest.mark.parametrize("name", ["csv", "imagefolder", "parquet", "webdataset", "text"])
+    def test_a_folder_named_like_a_loader_is_that_folder(
+        self, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(folder)  # whose photos are not those of the data set
+        (folder / name).mkdir()
+        write_csv(folder / name / "metadata.csv", [("only.png", "of the folder")], header=("file_name", "caption"))
+        (folder / name / "only.png").write_bytes(photo("a.jpg"))
+        for streaming in (False, True):
+            assert [s.captions for s in load(f"hf:{name}", streaming=streaming)] == [("of the folder",)]
+
+    @pytest.mark.parametrize("name", ["csv", "imagefolder", "parquet"])
+    def test_a_loader_is_no_data_set(self, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(folder)
+        assert refusal(f"hf:{name}").startswith(f"hf:{name}: a loader of `datasets`, not a data set")
+
+    def test_no_name_and_a_name_that_is_a_pattern(self, folder: Path) -> None:
+        assert refusal("hf:") == "hf:: names no data set"
+        (folder / "images").rename(folder / "images[1]")
+        assert "rename the folder" in refusal(f"hf:{folder / 'images[1]'}")
 
 
 class TestStreaming:

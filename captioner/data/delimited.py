@@ -1,0 +1,100 @@
+"""Rows of .csv and .tsv files."""
+
+import csv
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+from captioner.data.images import IMAGE_EXTENSIONS
+from captioner.data.text import encoding_problem, open_text
+from captioner.errors import CaptionerError
+
+MAX_LINE_CHARACTERS = 2**24
+
+Row = tuple[str, dict[str, Any]]  # where it stands, for error messages, and its columns
+Report = Callable[[str, str], None]  # (where, reason): raises, or notes a skip
+
+
+def delimited_rows(path: str, image_column_of: Callable[[list[str]], str], report: Report) -> Iterator[Row]:
+    """Rows delimited by whichever of `,` `;` `|` and tab the header has most of, each at the line on which it begins.
+
+    Args:
+        image_column_of: of the names in the header, the column of images' names. Raises CaptionerError if it does not
+            like the header.
+    """
+    with open_text(path) as file:
+        lines = _Lines(file)
+        number, first = next(((number, line) for number, line in lines if line.strip()), (0, ""))
+        if not first:
+            raise CaptionerError(f"{path}: the file is empty")
+        parse = _parser(max(",;|\t", key=first.count))
+        try:
+            header = [name.strip() for name in parse(iter([first]), strict=True)]
+        except csv.Error as error:
+            raise CaptionerError(f"{path}:{number}: not the header of a csv file: {error}") from error
+        if problem := encoding_problem(first):
+            raise CaptionerError(f"{path}:{number}: {problem}")
+        image = header.index(image_column_of(header))
+        for number, line in lines:
+            taken = [(number, line)]
+            try:
+                cells = parse(_following(taken, lines), strict=True)
+                problem = _row_problem(cells, header, taken, lambda line: _names_an_image(parse(iter([line])), image))
+            except csv.Error as error:
+                left_open = len(taken) > 1 or "unexpected end of data" in str(error)
+                problem = "a quote is opened on this line and not closed" if left_open else str(error)
+            if problem:
+                report(f"{path}:{number}", f"malformed row: {problem}")
+                lines.put_back(taken[1:])  # what an open quote swallowed
+            elif line.strip():
+                yield f"{path}:{number}", dict(zip(header, cells, strict=True))
+
+
+class _Lines:
+    """The numbered lines of a file, some of which may be put back."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.numbered = enumerate(iter(lambda: file.readline(MAX_LINE_CHARACTERS), ""), 1)
+        self.waiting: deque[tuple[int, str]] = deque()
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        return self
+
+    def __next__(self) -> tuple[int, str]:
+        return self.waiting.popleft() if self.waiting else next(self.numbered)
+
+    def put_back(self, lines: list[tuple[int, str]]) -> None:
+        self.waiting.extendleft(reversed(lines))
+
+
+def _following(taken: list[tuple[int, str]], lines: _Lines) -> Iterator[str]:
+    """The lines of a row: the one that was taken already, and then as many as its quotes need."""
+    yield taken[0][1]
+    for numbered in lines:
+        taken.append(numbered)
+        yield numbered[1]
+
+
+def _parser(delimiter: str) -> Callable[..., list[str]]:
+    def parse(lines: Iterator[str], strict: bool = False) -> list[str]:
+        return next(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=strict), [])
+
+    return parse
+
+
+def _row_problem(
+    cells: list[str], header: list[str], taken: list[tuple[int, str]], is_row: Callable[[str], bool]
+) -> str | None:
+    for number, line in taken[1:]:
+        if is_row(line):
+            return f"a quote is opened on this line and not closed: it would swallow the row on line {number}"
+    if len(taken) == 1 and not taken[0][1].strip():
+        return None
+    if len(cells) != len(header):
+        return f"{len(cells)} fields, the header has {len(header)}"
+    return next(filter(None, (encoding_problem(line) for _, line in taken)), None)
+
+
+def _names_an_image(cells: list[str], column: int) -> bool:
+    return len(cells) > column and os.path.splitext(cells[column].strip())[1].lower() in IMAGE_EXTENSIONS

@@ -1,0 +1,89 @@
+"""Which files the names in tables mean."""
+
+import os
+import unicodedata
+from collections.abc import Callable
+
+from captioner.data.images import is_url
+from captioner.errors import CaptionerError
+
+Report = Callable[[str, str], None]  # (where, reason): raises, or notes a skip
+
+
+def same_name(name: str) -> str:
+    """Equal for names that some file systems hold for equal: whatever their case, and the composition of their letters
+    (Unicode's NFC and NFD)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+class ImageFolders:
+    """Finds the images that a source names, and remembers: a table names an image once for each caption.
+
+    A name that is not there as it is written is looked for in other case and composition, which one file alone may
+    have, and with `/` for every backslash.
+
+    Names in a user's own file may be absolute or climb out with `..`: whoever wrote the file may read those images.
+    A data set from the Hub was written by others: its names stay inside the folders (`confined`).
+    """
+
+    def __init__(self, chosen: str | None, defaults: list[str], confined: bool = False) -> None:
+        self.folders = [os.path.expanduser(chosen)] if chosen else defaults
+        self.confined = confined
+        self.found: dict[str, str | None] = {}
+        self.listed: dict[str, dict[str, list[str]]] = {}
+        if chosen and not os.path.isdir(self.folders[0]):
+            raise CaptionerError(f"{chosen}: no such folder of images")
+
+    def find(self, where: str, report: Report, *names: object) -> str | None:
+        """The path of the image by the first of these names that is there, or None once reported."""
+        for name in names:
+            if not isinstance(name, str) or not name.strip():
+                report(where, f"the image's name is {'empty' if name in (None, '') else f'not text: {name!r:.60}'}")
+                return None
+            if name not in self.found:
+                self.found[name] = self._search(name)
+            if path := self.found[name]:
+                return path
+        if is_url(str(names[0])):
+            report(where, f"the image is missing: {names[0]!r:.200} is a URL, and URLs are not fetched")
+            return None
+        report(where, f"the image is missing: {names[0]!r} is not in {' or '.join(f or '.' for f in self.folders)}")
+        return None
+
+    def _search(self, name: str) -> str | None:
+        spellings = [name, name.replace("\\", "/")] if os.sep == "/" and "\\" in name else [name]
+        for resolve in (_as_written, self._as_meant):
+            for folder in self.folders:
+                for spelling in spellings:
+                    path = os.path.normpath(os.path.join(folder, spelling))
+                    inside = os.path.abspath(path).startswith(os.path.abspath(folder) + os.sep)
+                    if (inside or not self.confined) and (found := resolve(path)):
+                        return found
+        return None
+
+    def _as_meant(self, path: str) -> str | None:
+        drive, rest = os.path.splitdrive(path)
+        place = drive + (os.sep if rest.startswith(os.sep) else "")
+        for part in rest.strip(os.sep).split(os.sep):
+            if not os.path.lexists(os.path.join(place, part)):
+                likely = self._names_in(place).get(same_name(part), [])
+                if len(likely) != 1:
+                    return None
+                part = likely[0]
+            place = os.path.join(place, part)
+        return _as_written(place)
+
+    def _names_in(self, folder: str) -> dict[str, list[str]]:
+        if folder not in self.listed:
+            names: dict[str, list[str]] = {}
+            try:
+                for name in os.listdir(folder or os.curdir):
+                    names.setdefault(same_name(name), []).append(name)
+            except OSError:
+                pass  # nothing is found there
+            self.listed[folder] = names
+        return self.listed[folder]
+
+
+def _as_written(path: str) -> str | None:
+    return path if os.path.isfile(path) else None
