@@ -130,10 +130,19 @@ def load_model(
 
 
 def save_model(model: "CaptionerForConditionalGeneration", processor: "CaptionerProcessor", folder: Path) -> None:
-    """Write a model's folder: configuration, weights, processor and tokenizer."""
+    """Write a model's folder: configuration, weights, processor and tokenizer.
+
+    Raises:
+        OSError: it cannot be written, because the disk is full, say.
+    """
+    from safetensors import SafetensorError
+
     with quiet_transformers():
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        try:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 @contextmanager

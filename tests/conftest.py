@@ -1,5 +1,6 @@
 """What several rooms' tests share: a tiny captioner with random weights, built once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,16 @@ TRUNK = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "img_size
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """Files beyond 20 kB cannot be written: large ones fail in the middle."""
+    resource = pytest.importorskip("resource", reason="limits of a process are POSIX's")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="session")

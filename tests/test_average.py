@@ -71,3 +71,10 @@ def test_one_model_alone_and_one_of_other_words_are_refused(tiny_captioner: Path
     with pytest.raises(CaptionerError, match="name two or more"):
         average_models([tiny_captioner], tmp_path / "mean")
     assert not list(tmp_path.glob("mean*"))
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_costs_one_line_and_leaves_nothing(tiny_captioner: Path, tmp_path: Path) -> None:
+    with pytest.raises(CaptionerError, match=r"mean: cannot be written: .*File too large"):
+        average_models([tiny_captioner, tiny_captioner], tmp_path / "mean")
+    assert list(tmp_path.iterdir()) == []

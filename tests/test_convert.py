@@ -458,6 +458,13 @@ def test_what_exists_is_not_overwritten(checkpoint, tmp_path):
         convert_model(checkpoint, tmp_path / "no" / "where")
 
 
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_costs_one_line_and_leaves_nothing(checkpoints, tmp_path):
+    with pytest.raises(CaptionerError, match=r"out: cannot be written: .*File too large"):
+        convert_model(checkpoints["vit"], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_command_line_converts_and_captions(checkpoint, photos, tmp_path, monkeypatch, capsys):
     for arguments in (["convert", checkpoint, tmp_path / "out"], ["annotate", photos[0], "--model", tmp_path / "out"]):
         monkeypatch.setattr(sys, "argv", ["captioner", *map(str, arguments)])

@@ -151,3 +151,11 @@ def test_the_command_line_annotates_with_an_export(exported, photos, monkeypatch
     assert run(monkeypatch, "annotate", photos[0], "--model", exported) == 0
     expected = Captioner.from_pretrained(exported)(photos[0]).text
     assert capsys.readouterr().out == f"{photos[0]}\t{expected}\n"
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_full_disk_costs_one_line_and_leaves_nothing(model, tmp_path, precision):
+    with pytest.raises(CaptionerError, match=r"out: cannot be written: .*File too large"):
+        export_model(model, tmp_path / "out", precision)
+    assert list(tmp_path.iterdir()) == []
