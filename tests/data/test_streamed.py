@@ -1,6 +1,8 @@
 """What is streamed is read once, and is then the same samples, at hand by index."""
 
 import io
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -52,6 +54,83 @@ def test_a_stream_is_read_once(photos: SourceConfig, tmp_path: Path, monkeypatch
     assert stored(photos, tmp_path / "run", pytest.fail) == first
     files = SourceConfig(path="photos.csv")
     assert stored(files, tmp_path / "run", pytest.fail) is files
+
+
+def contents(source: SourceConfig) -> list[tuple[tuple[str, ...], tuple[str, ...], bytes]]:
+    return [(s.captions, s.labels, load_image(s.image).tobytes()) for s in load_samples(source)[0]]
+
+
+def write_photos(folder: Path, *captions: str) -> None:
+    """A data set as `datasets` reads folders: one photo a caption."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, _ in enumerate(captions):
+        (folder / f"{number}.png").write_bytes(_png(COLOURS[number]))
+    rows = [f"{number}.png,{caption},other {caption},{caption}" for number, caption in enumerate(captions)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,caption,second,kind", *rows]) + "\n")
+
+
+def _other_captions(folder: Path, source: SourceConfig) -> SourceConfig:
+    write_photos(folder / "photos", "a kite", "a lake")
+    return source
+
+
+def _another_photo(folder: Path, source: SourceConfig) -> SourceConfig:
+    (folder / "photos" / "1.png").write_bytes(_png((9, 9, 9)))
+    return source
+
+
+def _less_photos(folder: Path, source: SourceConfig) -> SourceConfig:
+    (folder / "photos" / "1.png").unlink()
+    write_photos(folder / "photos", "a dog")
+    return source
+
+
+def _another_folder_of_that_name(folder: Path, source: SourceConfig) -> SourceConfig:
+    write_photos(folder / "elsewhere" / "photos", "a kite", "a lake")
+    os.chdir(folder / "elsewhere")
+    return source
+
+
+def _another_column(folder: Path, source: SourceConfig) -> SourceConfig:
+    return source.model_copy(update={"caption_column": "second"})
+
+
+def _labels(folder: Path, source: SourceConfig) -> SourceConfig:
+    return source.model_copy(update={"label_column": "kind"})
+
+
+def _no_captions(folder: Path, source: SourceConfig) -> SourceConfig:
+    return source.model_copy(update={"captioned": False})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _other_captions,
+        _another_photo,
+        _less_photos,
+        _another_folder_of_that_name,
+        _another_column,
+        _labels,
+        _no_captions,
+    ],
+)
+def test_the_shard_of_another_state_of_the_source_is_not_taken_for_this_one(
+    change: Callable[[Path, SourceConfig], SourceConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "photos", "a dog", "a cat")
+    source = SourceConfig(path="hf:photos", streaming=True)
+    before = contents(stored(source, tmp_path / "run", pytest.fail))
+    source = change(tmp_path, source)
+    clean = contents(stored(source, tmp_path / "clean run", pytest.fail))
+    assert contents(stored(source, tmp_path / "run", pytest.fail)) == clean != before
+
+
+def test_a_weight_changes_no_shard(photos: SourceConfig, tmp_path: Path) -> None:
+    first = stored(photos, tmp_path / "run", pytest.fail)
+    assert stored(photos.model_copy(update={"weight": 2.0}), tmp_path / "run", pytest.fail).path == first.path
 
 
 def test_a_stream_that_breaks_off_leaves_nothing(
