@@ -115,10 +115,15 @@ def new_folder(output: Path) -> Iterator[Path]:
         raise CaptionerError(f"{output}: exists already")
     if not output.parent.is_dir():
         raise CaptionerError(f"{output}: there is no folder {output.parent}")
+    from safetensors import SafetensorError
+
     with reporting(output), tempfile.TemporaryDirectory(prefix=f"{output.name}.", dir=output.parent) as temporary:
         partial = Path(temporary) / output.name
         partial.mkdir()
-        yield partial
+        try:
+            yield partial
+        except SafetensorError as error:  # what weights raise in place of an OSError
+            raise CaptionerError(f"{output}: cannot be written: {error}") from error
         for file in partial.rglob("*"):
             sync_path(file)
         sync_path(partial)

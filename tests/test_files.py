@@ -8,7 +8,9 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import captioner
 from captioner.errors import CaptionerError
@@ -203,6 +205,24 @@ def test_a_folder_that_cannot_be_made_is_refused_at_once(name, message):
         pytest.skip("this system has no /proc")
     with pytest.raises(CaptionerError, match=re.escape(message)), new_folder(Path(name)):
         pytest.fail("begun")
+
+
+@posix
+def test_weights_that_find_no_room_are_a_fault_of_one_line(here):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with (
+            pytest.raises(CaptionerError, match=r"model: cannot be written: .*File too large"),
+            new_folder(Path("model")) as folder,
+        ):
+            save_file({"weights": np.zeros(1000)}, folder / "model.safetensors")
+        with pytest.raises(CaptionerError, match="a: cannot be written: File too large"):
+            put(Path("a"), 2000 * "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir() == []
 
 
 @posix

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, TextIO
 
 from captioner.annotate.formats import FORMATS, Record, Write, json_line
 from captioner.annotate.pipeline import Captioned, Failure, caption_images, progress_bar
+from captioner.data.images import IMAGE_EXTENSIONS
 from captioner.errors import CaptionerError
 from captioner.files import check_file, is_plain, open_stream, open_text, reporting, sync, whole_file
 from captioner.infer.captioner import Captioner
@@ -138,6 +139,8 @@ def choose_format(path: Path, name: str | None) -> str:
     if chosen not in FORMATS:
         raise CaptionerError(f"{path}: format {chosen!r} is unknown; choose one with --format: {', '.join(FORMATS)}")
     if is_plain(path):
+        if path.exists() and path.suffix.lower() in IMAGE_EXTENSIONS:
+            raise CaptionerError(f"{path}: an image; -o names the file to write")
         if path.name.endswith(ERRORS):
             raise CaptionerError(f"{path}: the name of another run's errors file; choose another")
         check_file(_errors_path(path))

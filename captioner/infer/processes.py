@@ -69,6 +69,11 @@ def this_process() -> Process:
         raise CaptionerError(
             f"the environment says that this is process {process.rank} (RANK) of {process.count} (WORLD_SIZE)"
         )
+    if process.local_count < 1 or process.local_rank < 0:
+        raise CaptionerError(
+            f"the environment says that this is process {process.local_rank} (LOCAL_RANK) of {process.local_count} "
+            "(LOCAL_WORLD_SIZE) on this machine"
+        )
     return process
 
 

@@ -610,6 +610,13 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_captioned(annotate,
     assert sorted(os.listdir()) == [output, "photos"]
 
 
+def test_a_photo_is_not_written_over(annotate, photos):
+    before = (photos / "00.png").read_bytes()
+    outcome = annotate(photos / "01.png", "--format", "jsonl", "-o", photos / "00.png")  # as `-o photos/*.png` has it
+    assert outcome == (2, "", "error: photos/00.png: an image; -o names the file to write\n")
+    assert (photos / "00.png").read_bytes() == before
+
+
 def test_several_processes_cannot_write_one_stream(annotate, photos, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     outcome = annotate(photos, "-o", os.devnull, "--format", "jsonl")

@@ -172,3 +172,16 @@ def test_the_command_refuses_wrong_settings_in_one_line(
     assert run(monkeypatch, photos, tmp_path / "out", *option) == 2
     assert str(option[1]) in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("a.txt/tokenizer", "a.txt/tokenizer/tokenizer.model: cannot be written: Not a directory"), (".", "a folder")],
+)
+def test_a_place_where_no_tokenizer_can_be_written_is_refused_before_captions_are_read(tmp_path, place, message):
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "tokenizer.model").mkdir()
+    with pytest.raises(CaptionerError, match=message):
+        train_tokenizer(
+            iter(lambda: pytest.fail("read"), None), TokenizerConfig(), tmp_path / place / "tokenizer.model"
+        )

@@ -27,6 +27,8 @@ def test_a_launch_is_known_by_its_environment(monkeypatch: pytest.MonkeyPatch, n
         ("PMI_RANK", "first", "PMI_RANK is 'first', not a number"),
         ("RANK", "1", r"process 1 \(RANK\) of 1 \(WORLD_SIZE\)"),
         ("WORLD_SIZE", "0", r"process 0 \(RANK\) of 0 \(WORLD_SIZE\)"),
+        ("LOCAL_WORLD_SIZE", "0", r"process 0 \(LOCAL_RANK\) of 0 \(LOCAL_WORLD_SIZE\) on this machine"),
+        ("LOCAL_RANK", "-1", r"process -1 \(LOCAL_RANK\) of 1 \(LOCAL_WORLD_SIZE\) on this machine"),
     ],
 )
 def test_an_environment_that_no_launch_has_is_refused_by_the_variable_s_name(
