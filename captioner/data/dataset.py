@@ -3,6 +3,8 @@
 Shapes: B images, K captions an image, T tokens of the longest caption in the batch, C tags.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -152,6 +154,10 @@ class CaptionDataset(Dataset):
         """What an epoch takes: each sample as often as its weight says, spread evenly over the epochs."""
         return epoch_places(len(self), epoch, self.weights)
 
+    def fingerprint(self) -> str:
+        """A digest of what decides the batches: the samples' ids, lengths and weights."""
+        return _digest([[sample.id for sample in self.samples], self.lengths(), self.weights])
+
     def lengths(self) -> list[int]:
         """Tokens of each image's captions together, as packed in a row; where some of many are drawn, in the mean.
 
@@ -209,11 +215,18 @@ class TextDataset(Dataset):
             return {"id": ~index, "captions": [], "error": ""}
         return {"id": index, "captions": self.captions[index], "error": None}
 
+    def fingerprint(self) -> str:
+        return _digest(self.lengths())
+
     def lengths(self) -> list[int]:
         return [len(ids) for (ids,) in self.captions]
 
     def places(self, epoch: int) -> list[Place]:
         return epoch_places(len(self), epoch)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def epoch_places(count: int, epoch: int, weights: Sequence[float] | None = None) -> list[Place]:

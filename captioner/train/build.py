@@ -31,11 +31,17 @@ OF_THE_DECODER = (
 
 
 def build_captioner(
-    config: RunConfig, captions: Iterable[str], heads: dict[str, Any], accelerator: Accelerator, say: Say
+    config: RunConfig,
+    captions: Iterable[str],
+    heads: dict[str, Any],
+    accelerator: Accelerator,
+    say: Say,
+    last: Path | None = None,
 ) -> tuple[CaptionerProcessor, CaptionerForConditionalGeneration]:
     """The recipe's captioner with these `heads` (fields of its configuration), pretrained parts in place.
 
-    A new tokenizer learns from `captions`; `say` is told what was loaded, missing and left.
+    A new tokenizer learns from `captions`, or is that of `last`, the checkpoint to be resumed; `say` is told what was
+    loaded, missing and left.
 
     Raises:
         CaptionerError: weights that are absent or do not fit, a model that cannot be built.
@@ -43,7 +49,7 @@ def build_captioner(
     if config.pretrained.captioner:
         processor, model = _whole(config, heads, accelerator, say)
     else:
-        processor, model = _from_parts(config, captions, heads, accelerator, say)
+        processor, model = _from_parts(config, captions, heads, accelerator, say, last)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return processor, model
@@ -68,11 +74,16 @@ def _whole(
 
 
 def _from_parts(
-    config: RunConfig, captions: Iterable[str], heads: dict[str, Any], accelerator: Accelerator, say: Say
+    config: RunConfig,
+    captions: Iterable[str],
+    heads: dict[str, Any],
+    accelerator: Accelerator,
+    say: Say,
+    last: Path | None,
 ) -> tuple[CaptionerProcessor, CaptionerForConditionalGeneration]:
     settings, encoder, decoder = config.model, config.pretrained.encoder, config.pretrained.decoder
     donor = _load_captioner(decoder, accelerator) if decoder else None
-    tokenizer = donor[1].tokenizer if donor else _tokenizer(config, captions, accelerator)
+    tokenizer = donor[1].tokenizer if donor else _tokenizer(config, captions, accelerator, last)
     fields = settings.model_dump(exclude={"gradient_checkpointing", "resize_mode", "crop_pct", "contrastive_size"})
     language = {name: getattr(donor[0].config, name) for name in OF_THE_DECODER} if donor else {}
     try:
@@ -142,15 +153,19 @@ def _few(names: Sequence[str], shown: int = 6) -> str:
     return (", ".join(names[:shown]) or "nothing") + more
 
 
-def _tokenizer(config: RunConfig, captions: Iterable[str], accelerator: Accelerator) -> CaptionerTokenizer:
-    """The recipe's tokenizer, or one trained on the captions and kept in the output folder."""
+def _tokenizer(
+    config: RunConfig, captions: Iterable[str], accelerator: Accelerator, last: Path | None
+) -> CaptionerTokenizer:
+    """The recipe's tokenizer, or one trained on the captions and kept in the output folder, and in its checkpoints."""
     if config.tokenizer.path:
         folder = Path(config.tokenizer.path)
         if not (folder / "tokenizer.model").is_file():
             raise CaptionerError(f"tokenizer.path: {folder} holds no tokenizer.model")
         return CaptionerTokenizer(str(folder / "tokenizer.model"))
+    if last is not None:
+        return load_model(last, str(last))[1].tokenizer
     path = Path(config.output_dir) / "tokenizer.model"
     with accelerator.main_process_first():
-        if accelerator.is_main_process and not path.exists():
+        if accelerator.is_main_process:
             train_tokenizer(captions, config.tokenizer, path)
     return CaptionerTokenizer(str(path))

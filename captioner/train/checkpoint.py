@@ -6,15 +6,18 @@ swapped in by renaming, so that a kill at any moment leaves a whole checkpoint b
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from captioner.errors import CaptionerError
 from captioner.train.averaging import WeightAverage
 from captioner.train.sharding import part_like
 
@@ -23,6 +26,7 @@ from captioner.train.sharding import part_like
 class Progress:
     """Where the training stands: `epoch` stretches of the recipe are done, and `step` optimizer steps of the next.
 
+    `phases` names the phase of each stretch begun, `courses` holds by phase what decided its steps (`resuming.course`).
     `history` holds the scores of every validation, `captions` what the last one said of the photos it showed.
     """
 
@@ -30,6 +34,8 @@ class Progress:
     step: int = 0
     global_step: int = 0
     best: float | None = None
+    phases: list[str] = field(default_factory=list)
+    courses: dict[str, dict[str, Any]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     captions: dict[str, str] = field(default_factory=dict)
 
@@ -69,16 +75,32 @@ def training_tensors(optimizer: torch.optim.Optimizer, average: WeightAverage | 
 
 
 def save_training_state(
-    folder: Path, progress: Progress, tensors: dict[str, Tensor], scaler: torch.amp.GradScaler | None
+    folder: Path,
+    progress: Progress,
+    origin: dict[str, Any],
+    tensors: dict[str, Tensor],
+    scaler: torch.amp.GradScaler | None,
 ) -> None:
     """Write all but the weights.
 
-    `tensors` are the `training_tensors`, whole, so that any number of processes can go on from them, and
-    `random_states` [processes, bytes] of the generators that dropout draws from.
+    `origin` is what of the recipe must not change (`resuming.origin`); `tensors` are the `training_tensors`, whole, so
+    that any number of processes can go on from them, and `random_states` [processes, bytes] of the generators that
+    dropout draws from.
     """
     save_file(tensors, folder / "training_state.safetensors")
-    state = {"progress": asdict(progress), "scaler": scaler.state_dict() if scaler else None}
+    state = {"progress": asdict(progress), "origin": origin, "scaler": scaler.state_dict() if scaler else None}
     (folder / "progress.json").write_text(json.dumps(state, indent=1))
+
+
+def load_progress(folder: Path) -> tuple[Progress, dict[str, Any]]:
+    """Where the training stands, and the `origin` of its weights: empty in a checkpoint of an earlier version.
+
+    Raises:
+        CaptionerError: the folder is not a checkpoint.
+    """
+    with _reading(folder):
+        state = json.loads((folder / "progress.json").read_text())
+        return Progress(**state["progress"]), state.get("origin", {})
 
 
 def load_training_state(
@@ -86,16 +108,33 @@ def load_training_state(
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
     scaler: torch.amp.GradScaler | None,
-) -> tuple[Progress, Tensor]:
-    """Put everything back where it was; gives the position and every process's generator state."""
-    tensors = load_file(folder / "training_state.safetensors")
-    _restore_optimizer(optimizer, _below("optimizer.", tensors))
-    if average is not None:
-        average.load_state_dict(_below("average.", tensors))
-    state = json.loads((folder / "progress.json").read_text())
-    if scaler is not None and state["scaler"]:
-        scaler.load_state_dict(state["scaler"])
-    return Progress(**state["progress"]), tensors["random_states"]
+) -> Tensor:
+    """Put everything back where it was, and give every process's generator state.
+
+    An average that the training did not have before begins with the weights as they are.
+
+    Raises:
+        CaptionerError: the folder is not a checkpoint of this model.
+    """
+    with _reading(folder):
+        tensors = load_file(folder / "training_state.safetensors")
+        _restore_optimizer(optimizer, _below("optimizer.", tensors))
+        averages = _below("average.", tensors)
+        if average is not None and averages:
+            average.load_state_dict(averages)
+        state = json.loads((folder / "progress.json").read_text())
+        if scaler is not None and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
+        return tensors["random_states"]
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CaptionerError(f"{folder}: cannot be read as a checkpoint: {reason}") from error
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Trunk tokens of every image on disk, for phases in which the trunk rests and nothing augments."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -8,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from captioner.data.dataset import Batch, CaptionDataset, load_batches
 from captioner.data.shards import ShardMember
+from captioner.data.sources import StoredImage
 from captioner.errors import CaptionerError
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
@@ -21,7 +25,10 @@ class FeatureStore(Sequence[Tensor]):
     """Memory-mapped float16 tokens [N, P, C]; `store[i]` is [P, C] of image i."""
 
     def __init__(self, path: Path) -> None:
-        self._tokens = np.load(path, mmap_mode="r")
+        try:
+            self._tokens = np.load(path, mmap_mode="r")
+        except (ValueError, EOFError) as error:
+            raise CaptionerError(f"{path}: damaged; remove it, and it is computed anew") from error
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -41,12 +48,15 @@ def cache_features(
 ) -> FeatureStore:
     """Run the trunk once over the data set, each process over its share, unless the file is there already.
 
-    The file's name is a digest of the trunk's weights, the preprocessing and the images, so a stale one is never read.
-    `on_errors` decides what photos that cannot be read cost; those it lets pass are zeros in the store.
+    The file's name is a digest of all that shapes the tokens: the model's configuration and the trunk's weights, the
+    precision, the preprocessing and the images, so a stale one is never read. `on_errors` decides what photos that
+    cannot be read cost; those it lets pass are zeros in the store.
     """
-    path = folder / f"{_digest(model, dataset)}.npy"
+    (name,) = broadcast_object_list([_digest(model, dataset, accelerator) if accelerator.is_main_process else ""])
+    path = folder / f"{name}.npy"
     partial = path.with_suffix(".part")
-    if not path.exists():
+    (found,) = broadcast_object_list([path.exists()])
+    if not found:
         _fill(model, dataset, partial, accelerator, batch_size, num_workers, on_errors)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -89,23 +99,33 @@ def _fill(
     tokens.flush()
 
 
-def _digest(model: CaptionerForConditionalGeneration, dataset: CaptionDataset) -> str:
-    digest = hashlib.sha256(str(dataset.image_processor.preprocessing).encode())
+def _digest(model: CaptionerForConditionalGeneration, dataset: CaptionDataset, accelerator: Accelerator) -> str:
+    digest = hashlib.sha256(model.config.to_json_string().encode())
+    digest.update(f"{dataset.image_processor.preprocessing}\0{accelerator.mixed_precision}\0".encode())
     for name, tensor in sorted(model.encoder.trunk.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().numpy().tobytes())
-    for sample in dataset.samples:
-        digest.update(f"{sample.id}\0".encode() + _identity(sample.image))
+    digest.update(_images_digest(dataset))
     return digest.hexdigest()[:20]
 
 
+@functools.lru_cache(maxsize=16)  # phases that take turns ask again and again
+def _images_digest(dataset: CaptionDataset) -> bytes:
+    digest = hashlib.sha256()
+    for sample in dataset.samples:
+        digest.update(f"{sample.id}\0".encode() + _identity(sample.image))
+    return digest.digest()
+
+
 def _identity(image: object) -> bytes:
-    """What changes when an image does: its bytes, or its file's name, size and time."""
+    """What changes when an image does: its bytes, or its file's name, size and times, of change too."""
     if isinstance(image, bytes):
-        return image
+        return hashlib.sha256(image).digest()
+    if isinstance(image, StoredImage):
+        return hashlib.sha256(image.read()).digest()
+    if isinstance(image, Image.Image):
+        return hashlib.sha256(f"{image.mode}\0{image.size}\0".encode() + image.tobytes()).digest()
     if isinstance(image, ShardMember):
         return _identity(image.path) + f"{image.member}\0{image.offset}\0{image.size}\0".encode()
-    if isinstance(image, str):
-        status = os.stat(image)
-        return f"{image}\0{status.st_size}\0{status.st_mtime_ns}\0".encode()
-    return f"{image}\0".encode()
+    status = os.stat(str(image))
+    return f"{image}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0".encode()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -23,10 +24,11 @@ from captioner.config import PhaseConfig, RunConfig, Stretch
 from captioner.data.dataset import Batch, CaptionDataset, Place, TextDataset, load_batches
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
+from captioner.files import check_file, reporting, whole_file
 from captioner.hub import find_model, save_model
 from captioner.metrics.score import score_captions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-from captioner.train import checkpoint, sharding
+from captioner.train import checkpoint, resuming, sharding
 from captioner.train.averaging import WeightAverage
 from captioner.train.build import build_captioner
 from captioner.train.data import TrainingData
@@ -46,13 +48,20 @@ def train(config: RunConfig, resume: bool = False) -> Path:
     """Run a recipe; gives the folder of the best checkpoint.
 
     Raises:
-        CaptionerError: the output folder holds a training already and `resume` is off; data that cannot be read;
-            a loss that is not finite.
+        CaptionerError: the output folder holds a training already and `resume` is off, or holds none that the recipe
+            could go on from and it is on; data that cannot be read; a folder that cannot be written to; a loss that is
+            not finite.
     """
-    trainer = Trainer(config, resume)
-    best = trainer.run()
-    trainer.say(f"{best}: the best checkpoint; {trainer.report}: what it learnt, and how")
-    trainer.accelerator.end_training()
+    try:
+        trainer = Trainer(config, resume)
+        best = trainer.run()
+        trainer.say(f"{best}: the best checkpoint; {trainer.report}: what it learnt, and how")
+        trainer.accelerator.end_training()
+    except BrokenPipeError:
+        raise
+    except (OSError, SafetensorError) as error:  # a full disk, mostly
+        where = getattr(error, "filename", None) or config.output_dir
+        raise CaptionerError(f"{where}: {getattr(error, 'strerror', None) or error}") from error
     return best
 
 
@@ -69,22 +78,22 @@ class Trainer:
         self.last, self.best = self.output_dir / "last", self.output_dir / "best"
         self.report = self.output_dir / "report.html"
         self.accelerator = join_launch(config)
-        found = self._find_checkpoint()
-        if found and not resume:
-            raise CaptionerError(f"{self.output_dir} holds a training: pass --resume, or set another output_dir")
+        found = self._prepare_folder(resume)
+        self.progress, before = checkpoint.load_progress(self.last) if found else (checkpoint.Progress(), {})
+        resuming.refuse_another_origin(self.last, before, config)
+        resuming.refuse_other_phases(self.last, self.progress, config)
         set_seed(config.seed)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         with self.accelerator.main_process_first():  # which stores what is streamed
             self.data = TrainingData(config, self.output_dir / "streamed", self.say)
         teacher = load_classifier(config.teacher) if config.teacher and config.uses("distillation") else None
         self.processor, self.model = build_captioner(
-            config, self.data.captions(), self._heads(teacher), self.accelerator, self.say
+            config, self.data.captions(), self._heads(teacher), self.accelerator, self.say, found
         )
         self.validation_set = self.data.validation_set(self.processor)
         start = config.pretrained.captioner
         self.card_of_start = read_card(*find_model(start)) if start else None
         if found:
-            self.model.load_state_dict(type(self.model).from_pretrained(self.last).state_dict())
+            resuming.load_weights(self.last, self.model, self.processor.tokenizer)
         self.model.to(self.accelerator.device)
         self.joint, self.whole = JointModel(self.model), sharding.WholeModel(self.accelerator, self.model)
         self.objectives = Objectives(self.whole, self._build_critic(), self._build_teacher(teacher), config.tags)
@@ -92,7 +101,6 @@ class Trainer:
         self.optimizer = sharding.prepare_optimizer(self.accelerator, self.joint, optimizer)
         decay = config.optimization.ema_decay
         self.average = WeightAverage(self.model, decay) if decay else None
-        self.progress = checkpoint.Progress()
         self.micro_batch = config.optimization.batch_size
         if found:
             self._resume()
@@ -102,18 +110,40 @@ class Trainer:
             (self.output_dir / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
         self.accelerator.init_trackers("captioner")
 
-    def _find_checkpoint(self) -> bool:
+    def _prepare_folder(self, resume: bool) -> Path | None:
+        """The checkpoint to resume; to begin, an empty place.
+
+        Raises:
+            CaptionerError: nothing to resume, or something there that would be written over; a folder that cannot be
+                written to.
+        """
+        folder, main = self.output_dir, self.accelerator.is_main_process
         with self.accelerator.main_process_first():
-            if self.accelerator.is_main_process:
+            if main:
                 checkpoint.recover_folder(self.best)
                 checkpoint.recover_folder(self.last)
-        return self.last.exists()
+        if resume and not self.last.exists():
+            raise CaptionerError(f"{folder}: nothing to resume, there is no {self.last}: to begin, leave out --resume")
+        if self.last.exists() and not resume:
+            raise CaptionerError(f"{folder} holds a training: pass --resume, or set another output_dir")
+        if self.best.exists() and not resume:
+            raise CaptionerError(f"{folder} holds a model, {self.best}: move it away, or set another output_dir")
+        with self.accelerator.main_process_first(), reporting(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if main:
+                check_file(folder / "config.yaml")
+            if main and not resume:
+                resuming.clear(folder)
+        return self.last if resume else None
 
     def run(self) -> Path:
         current = None
-        for stretch in self.config.schedule()[self.progress.epoch :]:
+        remaining = self.config.schedule()[self.progress.epoch :]
+        if not remaining:
+            self.say(f"{self.last}: all that the recipe asks for has been trained")
+        for stretch in remaining:
             if self._plateaued(stretch.phase):
-                self.progress.epoch += 1
+                self._end_stretch()
                 continue
             if stretch.phase is not current:
                 current = stretch.phase
@@ -142,6 +172,7 @@ class Trainer:
         phase = stretch.phase
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         steps = self.data.steps(train_set, stretch, self.progress.epoch, process, processes)
+        self._keep_course(train_set, stretch)
         remaining = steps[self.progress.step :]
         loader = self._loader(train_set, [places for step in remaining for places in step])
         bar = tqdm(total=len(steps), initial=self.progress.step, desc=str(stretch), disable=self._quiet, leave=False)
@@ -174,12 +205,30 @@ class Trainer:
                 elif self._due(self.config.checkpoint_every_steps):
                     self._save_last()
         bar.close()
-        self.progress.epoch += 1
-        self.progress.step = 0
+        self._end_stretch()
         every, last = self.config.validation.every_steps, self.progress.epoch == len(self.config.schedule())
-        if every is None or self._due(every) or last:
+        if (every is None or self._due(every) or last) and not self._validated:
             self._validate(validation_set, stretch)
         self._save_last()
+
+    def _keep_course(self, train_set: CaptionDataset | TextDataset, stretch: Stretch) -> None:
+        """Note what decides the phase's steps; its photos left over from a checkpoint are those it had in mind."""
+        phase = stretch.phase
+        batch_size = (phase.batch_size or self.config.optimization.batch_size) * self.accelerator.num_processes
+        course = resuming.course(self.config, batch_size, train_set)
+        if self.progress.step > 0 or (phase.steps is not None and stretch.number > 0):
+            resuming.refuse_another_course(self.last, self.progress.courses.get(phase.name, {}), course)
+        self.progress.courses[phase.name] = course
+
+    def _end_stretch(self) -> None:
+        self.progress.epoch += 1
+        self.progress.step = 0
+
+    @property
+    def _validated(self) -> bool:
+        """Whether the weights as they are have been validated."""
+        history = self.progress.history
+        return bool(history) and history[-1]["step"] == self.progress.global_step
 
     def _due(self, every_steps: int | None) -> bool:
         return every_steps is not None and self.progress.global_step % every_steps == 0
@@ -381,7 +430,10 @@ class Trainer:
 
     def _write_last(self, model: CaptionerForConditionalGeneration, tensors: dict[str, Tensor], folder: Path) -> None:
         save_model(model, self.processor, folder)
-        checkpoint.save_training_state(folder, self.progress, tensors, self.accelerator.scaler)
+        begun = self.progress.epoch + (self.progress.step > 0)
+        self.progress.phases = [stretch.phase.name for stretch in self.config.schedule()[:begun]]
+        origin = resuming.origin(self.config)
+        checkpoint.save_training_state(folder, self.progress, origin, tensors, self.accelerator.scaler)
 
     def _write_best(self, model: CaptionerForConditionalGeneration, scores: str, folder: Path) -> None:
         """A model folder and its card."""
@@ -397,7 +449,7 @@ An image captioner with {size:.1f} million parameters, which learnt from {images
 
     def _resume(self) -> None:
         """All but the weights, which the model has already."""
-        self.progress, random_states = checkpoint.load_training_state(
+        random_states = checkpoint.load_training_state(
             self.last, self.optimizer.optimizer, self.average, self.accelerator.scaler
         )
         if self.accelerator.process_index < len(random_states):
@@ -430,11 +482,12 @@ An image captioner with {size:.1f} million parameters, which learnt from {images
         self.accelerator.log(numbers, step=self.progress.global_step)
 
     def _truncate_log(self) -> None:
-        """Drop what was logged after the checkpoint that the training resumes from."""
+        """Drop what was logged after the checkpoint that the training resumes from, and lines that a kill cut short."""
         path = self.output_dir / "log.jsonl"
         if self.accelerator.is_main_process and path.exists():
-            lines = path.read_text().splitlines(keepends=True)
-            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.progress.global_step))
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+            with whole_file(path) as file:
+                file.writelines(line + "\n" for line in lines if _step_of(line) <= self.progress.global_step)
 
     @property
     def _quiet(self) -> bool | None:
@@ -444,6 +497,14 @@ An image captioner with {size:.1f} million parameters, which learnt from {images
     def say(self, message: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(message, file=sys.stderr)
+
+
+def _step_of(line: str) -> float:
+    """The step that a line of the log is about; infinity where it is not whole."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return math.inf
 
 
 def largest_that_fits(size: int, fits: Callable[[int], bool]) -> int:

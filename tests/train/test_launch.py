@@ -58,7 +58,7 @@ def test_the_launcher_s_accumulation_makes_the_steps_and_divides_no_loss(
     norms = []
     for trainer in (by_recipe, by_launcher):
         model, train_set, _ = trainer.enter(stretch.phase)
-        steps = trainer.data.steps(train_set.lengths(), stretch, 0, 0, 1)
+        steps = trainer.data.steps(train_set, stretch, 0, 0, 1)
         assert [len(step) for step in steps] == [2, 2, 1]
         loader = trainer._loader(train_set, steps[0])
         norms.append(trainer._step(model, list(loader), stretch.phase)["grad_norm"])
