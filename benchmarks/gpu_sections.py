@@ -618,7 +618,7 @@ def entered(work: Work, name: str, phase: str, batch: int) -> Iterator[tuple[Tra
         trainer = Trainer(training_recipe(work, name, phase, batch, Path(folder)), resume=False)
         stretch = trainer.config.schedule()[0]
         model, train_set, _ = trainer.enter(stretch.phase)
-        steps = trainer.data.steps(train_set.lengths(), stretch, 0, 0, 1)
+        steps = trainer.data.steps(train_set, stretch, 0, 0, 1)
         loader = trainer._loader(train_set, [places for step in steps[:2] for places in step])
         batches = [batch.to(work.device) for batch in loader]
         set_modes(trainer.model, stretch.phase)

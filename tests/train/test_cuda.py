@@ -76,7 +76,7 @@ def test_a_step_never_waits_for_the_device(recipe: Recipe, more: tuple[str, ...]
     trainer = Trainer(recipe(*LEARNT, *more), resume=False)
     stretch = trainer.config.schedule()[0]
     model, train_set, _ = trainer.enter(stretch.phase)
-    steps = trainer.data.steps(train_set.lengths(), stretch, 0, 0, 1)
+    steps = trainer.data.steps(train_set, stretch, 0, 0, 1)
     loader = trainer._loader(train_set, [places for step in steps for places in step])
     set_modes(trainer.model, stretch.phase)
     batches = [[next(loader) for _ in step] for step in steps]
