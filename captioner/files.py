@@ -68,7 +68,7 @@ def check_file(path: Path) -> None:
             probe = _aside(target)
             probe.touch(exist_ok=False)
             probe.unlink()
-        elif not os.access(path, os.W_OK):
+        elif _descriptor(path.stat()) is None and not os.access(path, os.W_OK):
             raise CaptionerError(f"{path}: cannot be written: permission denied")
 
 

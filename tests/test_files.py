@@ -164,6 +164,49 @@ def test_what_cannot_be_written_is_known_before(name, message):
     assert sorted(os.listdir()) == ["folder", "link", "loop", "lost"]
 
 
+AS_ANOTHER_USER = """
+import os
+from pathlib import Path
+from captioner.errors import CaptionerError
+from captioner.files import check_file, new_folder
+if os.geteuid() == 0:
+    os.setuid(65534)
+for name in ("open/a", "closed/new", "closed/a"):
+    try:
+        check_file(Path(name))
+    except CaptionerError as error:
+        print(error)
+try:
+    with new_folder(Path("closed/m")):
+        pass
+except CaptionerError as error:
+    print(error)
+"""
+
+
+@posix
+def test_what_this_user_may_not_write_is_known_before(here):
+    for folder in (here, *here.parents[:2]):
+        folder.chmod(0o755)
+    for folder, mode in {"open": 0o777, "closed": 0o555}.items():
+        Path(folder).mkdir()
+        Path(folder, "a").write_text("old")
+        Path(folder, "a").chmod(0o644 if os.geteuid() == 0 else 0o444)
+        Path(folder).chmod(mode)
+    command = [sys.executable, "-c", AS_ANOTHER_USER]
+    finished = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True, text=True, check=True
+    )
+    assert finished.stdout.splitlines() == [
+        "open/a: read-only",
+        "closed/new: cannot be written: Permission denied",
+        "closed/a: read-only",
+        "closed/m: cannot be written: Permission denied",
+    ]
+    assert os.listdir("open") == os.listdir("closed") == ["a"]
+    Path("closed").chmod(0o755)
+
+
 def test_a_file_beside_of_any_name_is_left_alone():
     for suffix in (".part", ".tmp"):
         Path(f"a{suffix}").write_text("another's")
