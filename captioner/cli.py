@@ -424,9 +424,12 @@ def _metric_names(chosen: str | None, tokenization: str) -> list[str]:
 
 
 def _check_files(*paths: Path | None) -> None:
-    for path in paths:
-        if path is not None:
-            check_file(path)
+    """Refuse now what could not be written when the work is done."""
+    given = [path for path in paths if path is not None]
+    for path in given:
+        check_file(path)
+        if is_plain(path) and [other.resolve() for other in given].count(path.resolve()) > 1:
+            raise CaptionerError(f"{path}: named for two outputs")
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -93,6 +93,16 @@ def test_a_place_where_nothing_can_be_written_is_refused_before_anything_is_capt
     assert status == 2 and f"where.json: there is no folder {tmp_path}" in err
 
 
+def test_one_file_for_two_outputs_is_refused_before_anything_is_captioned(
+    evaluate, own_captions, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(TorchCaptionStream, "add", None)
+    same = tmp_path / "x.json", tmp_path / "photos" / ".." / "x.json"
+    (tmp_path / "photos").mkdir()
+    status, _, err = evaluate("--data", tmp_path / "data.csv", "-o", same[0], "--predictions", same[1])
+    assert status == 2 and "x.json: named for two outputs" in err
+
+
 def test_an_unknown_metric_is_refused_before_anything_is_captioned(evaluate, own_captions, tmp_path, monkeypatch):
     monkeypatch.setattr(TorchCaptionStream, "add", None)
     status, _, err = evaluate("--data", tmp_path / "data.csv", "--metrics", "CIDEr,FOO")

@@ -12,6 +12,7 @@ from captioner.errors import CaptionerError
 from captioner.metrics import score as score_module
 from captioner.metrics import score_captions
 from captioner.metrics.files import read_captions, read_results
+from captioner.metrics.ptb import tokenize
 
 REFERENCES = {
     1: ["a dog runs on the beach", "the dog is running"],
@@ -53,6 +54,47 @@ def test_each_image_equals_the_official_scorer_s(coco: Path) -> None:
     official["CIDEr"] = Cider().compute_score(truth, captions)[1]
     for name, scores in official.items():
         assert np.abs(ours[name] - scores).max() < 1e-9, name
+
+
+EMPTY = ("", " ", "...", ". !?")
+
+
+@pytest.mark.parametrize("place", ["a caption", "all captions", "a reference", "all references of an image"])
+@pytest.mark.parametrize("empty", EMPTY)
+def test_what_is_empty_after_tokenization_scores_as_in_the_official_scorer(empty: str, place: str) -> None:
+    pytest.importorskip("pycocoevalcap", reason="the official scorer")
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    captions, references = dict(CAPTIONS), {image: list(texts) for image, texts in REFERENCES.items()}
+    if place in ("a caption", "all captions"):
+        captions |= dict.fromkeys([2] if place == "a caption" else captions, empty)
+    elif place == "a reference":
+        references[2].append(empty)
+    else:
+        references[2] = [empty]
+    ours = score_captions(captions, references)
+    truth = {i: [" ".join(words) for words in tokenize(texts)] for i, texts in references.items()}
+    found = {i: [" ".join(*tokenize([captions[i]]))] for i in references}
+    bleu, each = Bleu(4).compute_score(truth, found, verbose=0)
+    official = {f"Bleu_{n + 1}": (bleu[n], each[n]) for n in range(4)}
+    official |= {"ROUGE_L": Rouge().compute_score(truth, found), "CIDEr": Cider().compute_score(truth, found)}
+    for name, (score, scores) in official.items():
+        assert ours.corpus[name] == pytest.approx(score, abs=1e-9)
+        assert ours.per_image[name] == pytest.approx(scores, abs=1e-9)
+    assert set(ours.intervals(9)) == set(ours.compared_with(ours, 9)) == set(official)
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_word_at_all_is_scored_without_a_warning() -> None:
+    scores = score_captions({1: "..."}, {1: ["", "!"]}, training_captions="...")
+    assert scores.corpus["CIDEr"] == 0 and scores.diversity.novel_share == 0 and scores.diversity.mean_length == 0
+
+
+def test_one_string_is_one_metric_and_one_training_caption() -> None:
+    scores = score_captions(CAPTIONS, REFERENCES, metrics="CIDEr", training_captions=CAPTIONS[1])
+    assert list(scores.corpus) == ["CIDEr"] and scores.diversity.novel_share == pytest.approx(1 / 3)
 
 
 def test_perfect_captions_score_what_they_should() -> None:
