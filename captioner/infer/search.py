@@ -103,7 +103,8 @@ class Captions:
         if options.seed is None:
             is_lost = warped.amax(-1, keepdim=True) == -torch.inf
             shares = warped.masked_fill(is_lost, 0).softmax(-1)  # where all are forbidden, any is drawn
-            return torch.multinomial(shares, 1).view(scores.shape[:2])
+            # As torch.multinomial draws, which looks at the shares on the host first and so cannot be captured.
+            return (shares / torch.empty_like(shares).exponential_()).argmax(-1).view(scores.shape[:2])
         while len(self.noise) < min(most_steps, self.full_length - self.prompt_length):
             uniform = torch.rand(scores.shape[1:], generator=self.generator, dtype=torch.float64)
             self.noise.append(-torch.log(-torch.log(uniform.clamp(min=1e-300))).to(scores))
