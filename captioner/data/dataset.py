@@ -6,7 +6,7 @@ Shapes: B images, K captions an image, T tokens of the longest caption in the ba
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -46,7 +46,8 @@ class Batch:
     """Images, or the trunk's tokens for them, or neither where there are words alone, with their captions.
 
     `encoder_inputs` holds `pixel_values` [B, 3, height, width] or `trunk_features` [B, P, width]; `labels` is
-    [B * K, T]; `tags` [B, C] is 0 or 1, `IGNORE_INDEX` where nobody has said whether the image has the tag.
+    [B * K, T]; `tags` [B, C] is 0 or 1, `IGNORE_INDEX` where nobody has said whether the image has the tag. Labels and
+    tags stay on the host, where they can be counted without waiting for the device.
     An image that could not be read stays as a blank one without captions or tags; `errors` gives its row and why. ""
     marks an image that was only taken along.
     """
@@ -63,9 +64,8 @@ class Batch:
         return (self.labels != IGNORE_INDEX).view(len(self.ids), -1).any(1)
 
     def to(self, device: torch.device) -> "Batch":
-        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.encoder_inputs.items()}
-        tags = None if self.tags is None else self.tags.to(device, non_blocking=True)
-        return Batch(self.ids, inputs, self.labels.to(device, non_blocking=True), self.errors, tags)
+        """The encoder's inputs on the device, or on their way to it."""
+        return replace(self, encoder_inputs={name: send(value, device) for name, value in self.encoder_inputs.items()})
 
     def split(self, size: int) -> list["Batch"]:
         """The same items in batches of at most `size`."""
@@ -86,6 +86,11 @@ class Batch:
         first = self.split(1)[0]
         tags = None if first.tags is None else torch.full_like(first.tags, IGNORE_INDEX)
         return Batch(first.ids, first.encoder_inputs, torch.full_like(first.labels, IGNORE_INDEX), {0: ""}, tags)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; a CUDA device gets it in its turn, and the host does not wait."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class CaptionDataset(Dataset):

@@ -85,12 +85,12 @@ def _fill(
         np.lib.format.open_memmap(path, "w+", np.float16, (len(dataset), *probe.shape[1:])).flush()
     accelerator.wait_for_everyone()
     tokens = np.lib.format.open_memmap(path, "r+")
-    loader = load_batches(dataset, share, num_workers)
+    loader = load_batches(dataset, share, num_workers, pin_memory=accelerator.device.type == "cuda")
     bar = tqdm(zip(share, loader, strict=True), "trunk features", len(share), disable=None, leave=False)
     for indices, batch in bar:
         on_errors(batch)
         with accelerator.autocast():
-            features = trunk(batch.encoder_inputs["pixel_values"].to(accelerator.device))[0]
+            features = trunk(batch.to(accelerator.device).encoder_inputs["pixel_values"])[0]
         values = features.to(torch.float16)
         if not torch.isfinite(values).all():
             raise CaptionerError("trunk features exceed the range of float16; set augmentation or train the trunk")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captioner.config import Objective, PhaseConfig, TagsConfig
-from captioner.data.dataset import Batch
+from captioner.data.dataset import Batch, send
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration, caption_cross_entropy
 from captioner.train.contrastive import contrastive_loss
 from captioner.train.packing import PackedCaptions, pack_captions
@@ -108,6 +108,7 @@ class Objectives:
             By objective, the loss and what else is to be logged of it, both summed over its items.
         """
         names = phase.objectives.keys()
+        device = self.whole.model.device
         given = batch.labels.unflatten(0, (max(len(batch.ids), 1), -1))
         written = names & {*GIVEN_CAPTIONS, "reward"}
         captions = partial(self._captions, given=given, batch=batch, phase=phase, step=step) if written else None
@@ -122,16 +123,19 @@ class Objectives:
                 losses[name] = policy_gradient_loss(logits, drawn.labels, drawn.advantages)
                 logged[name] = drawn.rewards.sum()
             else:
-                losses[name], _ = caption_cross_entropy(logits, given[given != IGNORE_INDEX], phase.label_smoothing)
+                labels = send(given[given != IGNORE_INDEX], device)
+                losses[name], _ = caption_cross_entropy(logits, labels, phase.label_smoothing)
         if "contrastive" in names:
+            captioned = send(batch.captioned.nonzero()[:, 0], device)
             losses["contrastive"] = contrastive_loss(
-                outputs["images"][batch.captioned], outputs["texts"], outputs["scale"], gather
+                outputs["images"][captioned], outputs["texts"], outputs["scale"], gather
             )
         if "tags" in names:
             losses["tags"] = self._tag_loss(outputs["tag_logits"], batch)
         if "distillation" in names:
             assert self.teacher is not None
-            readable = [row for row in range(len(batch.ids)) if row not in batch.errors]
+            rows = [row for row in range(len(batch.ids)) if row not in batch.errors]
+            readable = send(torch.tensor(rows, dtype=torch.long), device)
             pixel_values = batch.encoder_inputs["pixel_values"][readable]
             losses["distillation"] = self.teacher.loss(outputs["teacher_logits"][readable], pixel_values)
         return losses, logged
@@ -143,15 +147,19 @@ class Objectives:
     def _captions(
         self, encoder_hidden_states: Tensor | None, given: Tensor, batch: Batch, phase: PhaseConfig, step: int
     ) -> tuple[PackedCaptions, DrawnCaptions | None]:
-        """What the decoder reads, from labels [B, K, T] by objective; and the captions drawn for it."""
+        """What the decoder reads, from labels [B, K, T] by objective; and the captions drawn for it.
+
+        Words are packed and hidden on the host: what was drawn is there already, for its reward.
+        """
         labels: Losses = {name: given for name in GIVEN_CAPTIONS if name in phase.objectives}
         drawn = None
         if "reward" in phase.objectives:
             assert self.critic is not None and encoder_hidden_states is not None
             with self.whole.gathered() as captioner:
                 drawn = self.critic.draw(captioner, encoder_hidden_states, batch, phase.reward, step)
-            labels["reward"] = drawn.labels
-        return pack_captions(labels, partial(self._decoder_inputs, phase=phase)), drawn
+            labels["reward"] = drawn.labels.cpu()
+        packed = pack_captions(labels, partial(self._decoder_inputs, phase=phase))
+        return packed.to(self.whole.model.device), drawn
 
     def _decoder_inputs(self, labels: Tensor, phase: PhaseConfig) -> Tensor:
         input_ids = self.whole.model.prepare_decoder_input_ids_from_labels(labels)
@@ -165,15 +173,19 @@ class Objectives:
         rows = torch.arange(len(labels), device=labels.device)
         chosen = labels[rows, step % number_of_captions][captioned]
         last = (chosen != IGNORE_INDEX).sum(1) - 1
-        return self.whole.model.prepare_decoder_input_ids_from_labels(chosen), last
+        input_ids = self.whole.model.prepare_decoder_input_ids_from_labels(chosen)
+        return send(input_ids, self.whole.model.device), send(last, self.whole.model.device)
 
     def _tag_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         assert batch.tags is not None and self.tags is not None
         judged = batch.tags != IGNORE_INDEX
         if not self._many_tags:
-            labelled = judged.any(1)
-            return F.cross_entropy(logits[labelled].float(), batch.tags[labelled].float(), reduction="sum")
-        logits, targets = logits[judged].float(), batch.tags[judged].float()
+            labelled = judged.any(1).nonzero()[:, 0]
+            targets = send(batch.tags[labelled], logits.device).float()
+            return F.cross_entropy(logits[send(labelled, logits.device)].float(), targets, reduction="sum")
+        places = judged.flatten().nonzero()[:, 0]
+        targets = send(batch.tags[judged], logits.device).float()
+        logits = logits.flatten()[send(places, logits.device)].float()
         if self.tags.loss == "asymmetric":
             return asymmetric_loss(logits, targets)
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")

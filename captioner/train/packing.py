@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.config import Objective
+from captioner.data.dataset import send
 from captioner.model.modeling_captioner import IGNORE_INDEX
 
 
@@ -26,11 +27,17 @@ class PackedCaptions(NamedTuple):
     attention_mask: Tensor
     places: dict[Objective, Tensor]
 
+    def to(self, device: torch.device) -> "PackedCaptions":
+        input_ids, position_ids, attention_mask = (send(tensor, device) for tensor in self[:3])
+        places = {name: send(own, device) for name, own in self.places.items()}
+        return PackedCaptions(input_ids, position_ids, attention_mask, places)
+
 
 def pack_captions(labels: Mapping[Objective, Tensor], decoder_inputs: Callable[[Tensor], Tensor]) -> PackedCaptions:
     """Pack the captions of all objectives, labels [B, K, T] of any K and T each, so that they share one pass.
 
-    `decoder_inputs` maps labels [B * K, T] to what the decoder reads for them.
+    `decoder_inputs` maps labels [B * K, T] to what the decoder reads for them. Labels are the host's: how long rows are
+    depends on them, which on a CUDA device would have to be waited for.
     """
     side_by_side = _side_by_side(list(labels.values()))
     valid = (side_by_side != IGNORE_INDEX).flatten(1)
@@ -40,7 +47,7 @@ def pack_captions(labels: Mapping[Objective, Tensor], decoder_inputs: Callable[[
     visible = (caption[:, :, None] == caption[:, None]) & (position[:, :, None] >= position[:, None])
 
     numbers = [torch.full((captions.shape[1],), number) for number, captions in enumerate(labels.values())]
-    owner = torch.cat(numbers).to(caption.device)[caption].masked_fill(~valid.gather(1, order), -1)
+    owner = torch.cat(numbers)[caption].masked_fill(~valid.gather(1, order), -1)
     return PackedCaptions(
         input_ids=decoder_inputs(side_by_side.flatten(0, 1)).view_as(valid).gather(1, order),
         position_ids=position,

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from captioner.config import RewardConfig
-from captioner.data.dataset import Batch
+from captioner.data.dataset import Batch, send
 from captioner.metrics.cider import CiderDReward
 from captioner.metrics.ptb import tokenize
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
@@ -75,7 +75,7 @@ class SelfCritic:
                 baseline = self.reward(batch.ids, most_probable_captions(model, encoder_hidden_states, self.max_tokens))
             else:
                 baseline = (rewards.sum(1, keepdim=True) - rewards) / (config.num_samples - 1)
-        captioned = batch.captioned[:, None]
+        captioned = send(batch.captioned, rewards.device)[:, None]
         return DrawnCaptions(labels, rewards * captioned, (rewards - baseline) * captioned)
 
     def reward(self, images: Sequence[str | int], labels: Tensor) -> Tensor:

@@ -3,10 +3,11 @@
 import json
 import logging
 import math
+import os
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captioner.card import read_card, usage, write_card
-from captioner.config import PhaseConfig, RunConfig, Stretch
-from captioner.data.dataset import Batch, CaptionDataset, Place, TextDataset, load_batches
+from captioner.config import Objective, PhaseConfig, RunConfig, Stretch
+from captioner.data.dataset import Batch, CaptionDataset, Place, TextDataset, load_batches, send
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.files import check_file, reporting, whole_file
@@ -76,7 +77,7 @@ class Trainer:
         self.config = config = obey_launcher(config)
         self.output_dir = Path(config.output_dir)
         self.last, self.best = self.output_dir / "last", self.output_dir / "best"
-        self.report = self.output_dir / "report.html"
+        self.log_path, self.report = self.output_dir / "log.jsonl", self.output_dir / "report.html"
         self.accelerator = join_launch(config)
         found = self._prepare_folder(resume)
         self.progress, before = checkpoint.load_progress(self.last) if found else (checkpoint.Progress(), {})
@@ -101,6 +102,10 @@ class Trainer:
         self.optimizer = sharding.prepare_optimizer(self.accelerator, self.joint, optimizer)
         decay = config.optimization.ema_decay
         self.average = WeightAverage(self.model, decay) if decay else None
+        self.exact = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
+        self.reads_late = False
+        if self.accelerator.device.type == "cuda" and not self.accelerator.scaler and not self.accelerator.is_fsdp2:
+            self._read_late()
         self.micro_batch = config.optimization.batch_size
         if found:
             self._resume()
@@ -136,19 +141,27 @@ class Trainer:
                 resuming.clear(folder)
         return self.last if resume else None
 
+    def _read_late(self) -> None:
+        """Let the device look at the losses, as `_step` says. A scaler of fp16 decides itself which updates count, and
+        parts of a model have no one device: there the host waits for the losses before each update."""
+        self.reads_late = True
+        self.is_broken = torch.zeros((), device=self.accelerator.device)
+        self.optimizer.optimizer.found_inf = self.is_broken  # where it is 1, fused AdamW changes nothing
+
     def run(self) -> Path:
-        current = None
         remaining = self.config.schedule()[self.progress.epoch :]
         if not remaining:
             self.say(f"{self.last}: all that the recipe asks for has been trained")
-        for stretch in remaining:
-            if self._plateaued(stretch.phase):
-                self._end_stretch()
-                continue
-            if stretch.phase is not current:
-                current = stretch.phase
-                model, train_set, validation_set = self.enter(current)
-            self._run_stretch(model, train_set, validation_set, stretch)
+        with open(self.log_path if self.accelerator.is_main_process else os.devnull, "a", buffering=1) as self.log:
+            current = None
+            for stretch in remaining:
+                if self._plateaued(stretch.phase):
+                    self._end_stretch()
+                    continue
+                if stretch.phase is not current:
+                    current = stretch.phase
+                    model, train_set, validation_set = self.enter(current)
+                self._run_stretch(model, train_set, validation_set, stretch)
         return self.best
 
     def enter(self, phase: PhaseConfig) -> tuple[nn.Module, CaptionDataset | TextDataset, CaptionDataset]:
@@ -174,36 +187,32 @@ class Trainer:
         steps = self.data.steps(train_set, stretch, self.progress.epoch, process, processes)
         self._keep_course(train_set, stretch)
         remaining = steps[self.progress.step :]
+        unread: deque[tuple[StepNumbers, dict[str, float]]] = deque()
         loader = self._loader(train_set, [places for step in remaining for places in step])
         bar = tqdm(total=len(steps), initial=self.progress.step, desc=str(stretch), disable=self._quiet, leave=False)
         set_modes(self.model, phase)
+        self.read_at = time.perf_counter()
         for step in remaining:
-            started = time.perf_counter()
             done = stretch.number * len(steps) + self.progress.step
             rates = set_rates(self.optimizer, phase, done, stretch.total * len(steps))
-            losses = self._step(model, [next(loader).to(self.accelerator.device) for _ in step], phase)
+            batches = [next(loader).to(self.accelerator.device) for _ in step]
+            unread.append((self._step(model, batches, phase), rates))
             self.progress.step += 1
             self.progress.global_step += 1
-            seconds = time.perf_counter() - started
-            self._log(
-                {
-                    "phase": phase.name,
-                    **losses,
-                    **{f"rate/{part}": rate for part, rate in rates.items()},
-                    "seconds": seconds,
-                }
-            )
-            bar.set_postfix(loss=f"{losses['loss']:.3f}", rate=f"{max(rates.values()):.1e}", refresh=False)
             bar.update()
-            if self.progress.step < len(steps):
-                if self._due(self.config.validation.every_steps):
+            is_last = self.progress.step == len(steps)
+            validates = self._due(self.config.validation.every_steps)
+            saves = validates or self._due(self.config.checkpoint_every_steps)
+            while len(unread) > (1 if self.reads_late and not is_last and not saves else 0):
+                self._log_step(*unread.popleft(), phase, bar)
+            if saves and not is_last:
+                if validates:
                     self._validate(validation_set, stretch)
-                    self._save_last()
-                    if self._plateaued(phase):
-                        break
-                    set_modes(self.model, phase)
-                elif self._due(self.config.checkpoint_every_steps):
-                    self._save_last()
+                self._save_last()
+                if validates and self._plateaued(phase):
+                    break
+                set_modes(self.model, phase)
+                self.read_at = time.perf_counter()
         bar.close()
         self._end_stretch()
         every, last = self.config.validation.every_steps, self.progress.epoch == len(self.config.schedule())
@@ -240,35 +249,52 @@ class Trainer:
         since_best = len(scores) - 1 - scores.index(max(scores)) if scores else 0
         return settings.patience is not None and since_best >= settings.patience
 
-    def _step(self, model: nn.Module, batches: Sequence[Batch], phase: PhaseConfig) -> dict[str, float]:
-        """One optimizer step over this process's batches; gives the losses, each a mean over all processes."""
+    def _step(self, model: nn.Module, batches: Sequence[Batch], phase: PhaseConfig) -> "StepNumbers":
+        """One optimizer step over this process's batches; gives the losses, each a mean over all processes.
+
+        A loss that is not finite is followed by no update. Where `reads_late` the device itself skips that update and
+        all that follow, and the host learns of it a step later, so that it never waits with nothing queued.
+
+        Raises:
+            CaptionerError: a loss is not finite, and not `reads_late`.
+        """
         names, step = list(phase.objectives), self.progress.global_step
         batches = [part for batch in batches for part in self._passes(batch, phase)]
         counted = [self.objectives.item_counts(batch, phase) for batch in batches]
-        *items, tokens = self._sum_over_processes(
-            [sum(counts[name] for counts in counted) for name in [*names, "captioning"]]
-        )
-        counts: dict[str, float] = {name: max(count, 1) for name, count in zip(names, items, strict=True)}
-        sums: defaultdict[str, float] = defaultdict(float)
+        items = [sum(counts[name] for counts in counted) for name in [*names, "captioning"]]
+        *totals, tokens = self._sum_over_processes(self._numbers(items)).unbind()
+        counts = {name: count.clamp(min=1) for name, count in zip(names, totals, strict=True)}
+        weights = {name: (weight / counts[name]).float() for name, weight in phase.objectives.items()}
+        sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros_like(tokens))
         for number, batch in enumerate(batches):
             self._check_errors(self.data.optional, batch)
             with self._gradients_synchronised(model, number == len(batches) - 1):
-                losses, logged = self._forward_backward(model, batch, phase, counts, step)
+                losses, logged = self._forward_backward(model, batch, phase, weights, step)
             for name in names:
-                sums[f"loss/{name}"] += losses[name].item() / counts[name]
+                sums[f"loss/{name}"] += losses[name].detach() / counts[name]
             for name, total in logged.items():
-                sums[name] += total.item() / counts[name]
-        means = dict(zip(sums, self._sum_over_processes(list(sums.values())), strict=True))
-        loss_value = sum(weight * means[f"loss/{name}"] for name, weight in phase.objectives.items())
-        if not math.isfinite(loss_value):
-            ids = ", ".join(str(identifier) for batch in batches for identifier in batch.ids)
-            raise CaptionerError(f"step {step + 1}: the loss is {loss_value}; images: {ids}")
+                sums[name] += total / counts[name]
+        means = dict(zip(sums, self._sum_over_processes(torch.stack(list(sums.values()))).unbind(), strict=True))
+        loss = sum((weight * means[f"loss/{name}"] for name, weight in phase.objectives.items()), 0 * tokens)
         norms = self._clip_gradients()
+        ids = [identifier for batch in batches for identifier in batch.ids]
+        numbers = StepNumbers(step + 1, {"loss": loss, **means, **norms, "tokens": tokens}, ids)
+        if self.reads_late:
+            self.is_broken.copy_(self.is_broken.maximum((~loss.isfinite()).float()))
+        else:
+            numbers.read()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update()
-        return {"loss": loss_value, **means, **norms, "tokens": tokens}
+        return numbers
+
+    def _log_step(self, numbers: "StepNumbers", rates: dict[str, float], phase: PhaseConfig, bar: tqdm) -> None:
+        """`seconds` is the time since the step before was read: what a step takes, wherever it is waited for."""
+        values, before, self.read_at = numbers.read(), self.read_at, time.perf_counter()
+        shown = {f"rate/{part}": rate for part, rate in rates.items()}
+        self._log({"phase": phase.name, **values, **shown, "seconds": self.read_at - before}, numbers.step)
+        bar.set_postfix(loss=f"{values['loss']:.3f}", rate=f"{max(rates.values()):.1e}", refresh=False)
 
     def _passes(self, batch: Batch, phase: PhaseConfig) -> list[Batch]:
         """The batch in parts that fit the memory; as many on every process where a loss compares across them."""
@@ -283,29 +309,30 @@ class Trainer:
         model: nn.Module,
         batch: Batch,
         phase: PhaseConfig,
-        counts: dict[str, float],
+        weights: Mapping[Objective, Any],
         step: int,
         gather: bool = True,
     ) -> tuple[Losses, Losses]:
         with self.accelerator.autocast():
             losses, logged = self.objectives.summed_losses(model, batch, phase, step, gather)
-        loss = sum(weight / counts[name] * losses[name] for name, weight in phase.objectives.items())
+        loss = sum(weights[name] * losses[name] for name in phase.objectives)
         # Gradients are averaged over processes; times their number that is the mean over all items.
         self.accelerator.backward(loss * self.accelerator.num_processes)
         return losses, logged
 
-    def _clip_gradients(self) -> dict[str, float]:
+    def _clip_gradients(self) -> dict[str, Tensor]:
         """Clip the gradient; gives its norm before, and that of each part."""
         limit = self.config.optimization.max_grad_norm
-        total = float(sharding.whole(self.accelerator.clip_grad_norm_(self.joint.parameters(), limit)))
-        squares: defaultdict[str, float] = defaultdict(float)
+        total = sharding.whole(self.accelerator.clip_grad_norm_(self.joint.parameters(), limit)).to(self.exact)
+        gradients: defaultdict[str, list[Tensor]] = defaultdict(list)
         for group in self.optimizer.param_groups:
-            gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
-            if gradients:
-                squares[group["place"].part] += float(sharding.whole(nn.utils.get_total_norm(gradients))) ** 2
-        clipped = math.sqrt(sum(squares.values()))
-        unclipped = total / clipped if clipped else 0.0
-        return {"grad_norm": total, **{f"grad_norm/{part}": math.sqrt(x) * unclipped for part, x in squares.items()}}
+            gradients[group["place"].part] += [p.grad for p in group["params"] if p.grad is not None]
+        clipped = {
+            part: sharding.whole(nn.utils.get_total_norm(own)).to(self.exact) for part, own in gradients.items() if own
+        }
+        norm = torch.stack(list(clipped.values())).norm()
+        unclipped = torch.where(norm > 0, total / norm, 0.0)
+        return {"grad_norm": total, **{f"grad_norm/{part}": own * unclipped for part, own in clipped.items()}}
 
     def _validate(self, dataset: CaptionDataset, stretch: Stretch) -> None:
         """Caption and score the validation images; keep the weights if they are the best so far."""
@@ -322,7 +349,7 @@ class Trainer:
                     checkpoint.replace_folder(self.best, partial(self._write_best, model, summary))
         self.progress.history.append({"phase": stretch.phase.name, "step": self.progress.global_step, **scores})
         named = {f"validation/{name}": value for name, value in scores.items()}
-        self._log({"phase": stretch.phase.name, "validation_loss": loss, **named})
+        self._log({"phase": stretch.phase.name, "validation_loss": loss, **named}, self.progress.global_step)
         self._show(dataset, captions)
         self.say(f"{stretch}: loss {loss:.4f}, {summary} (best {self.progress.best:.4f})")
 
@@ -346,7 +373,7 @@ class Trainer:
             before = self.progress.captions.get(str(row))
             photos.append(ReportPhoto(load_image(sample.image), str(sample.id), sample.captions[0], before, caption))
         if self.accelerator.is_main_process:
-            write_report(self.report, str(self.output_dir), self.output_dir / "log.jsonl", photos)
+            write_report(self.report, str(self.output_dir), self.log_path, photos)
         self.progress.captions = {str(row): caption for row, caption in shown.items()}
 
     def _cache_features(self, dataset: CaptionDataset, optional: Set[str | int]) -> None:
@@ -380,16 +407,15 @@ class Trainer:
         None of them waits within its pass for another, whose memory may have run out by then.
         """
         random_state, fits = checkpoint.random_state(self.accelerator.device), 1.0
-        counts: dict[str, float] = dict.fromkeys(phase.objectives, 1.0)
         try:
             with self._gradients_synchronised(model, False):
-                self._forward_backward(model, batch, phase, counts, 0, gather=False)
+                self._forward_backward(model, batch, phase, phase.objectives, 0, gather=False)
         except torch.OutOfMemoryError:
             fits = 0.0
         self.optimizer.zero_grad()
         torch.cuda.empty_cache()
         checkpoint.restore_random_state(random_state, self.accelerator.device)
-        return self._sum_over_processes([fits])[0] == self.accelerator.num_processes
+        return float(self._sum_over_processes(self._numbers([fits]))) == self.accelerator.num_processes
 
     def _loader(self, dataset: CaptionDataset | TextDataset, batches: list[list[Place]]) -> Iterator[Batch]:
         on_gpu = self.accelerator.device.type == "cuda"
@@ -456,11 +482,14 @@ An image captioner with {size:.1f} million parameters, which learnt from {images
             checkpoint.restore_random_state(random_states[self.accelerator.process_index], self.accelerator.device)
         self.say(f"resumed from {self.last}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
-    def _sum_over_processes(self, values: Sequence[float]) -> list[float]:
+    def _numbers(self, values: Sequence[float]) -> Tensor:
+        return send(torch.tensor(values, dtype=self.exact), self.accelerator.device)
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:
-            return list(values)
-        on_device = torch.tensor(values, dtype=torch.float32, device=self.accelerator.device)
-        return self.accelerator.reduce(on_device, "sum").tolist()
+            return values
+        summed: Tensor = self.accelerator.reduce(values, "sum")
+        return summed
 
     def _gradients_synchronised(self, model: nn.Module, synchronise: bool) -> AbstractContextManager:
         return nullcontext() if synchronise else self.accelerator.no_sync(model)
@@ -473,17 +502,15 @@ An image captioner with {size:.1f} million parameters, which learnt from {images
                 raise CaptionerError(message)
             logger.warning("left out: %s", message)
 
-    def _log(self, values: dict[str, Any]) -> None:
+    def _log(self, values: dict[str, Any], step: int) -> None:
         """One line in log.jsonl a step and a validation; numbers go to the trackers too."""
-        if self.accelerator.is_main_process:
-            with (self.output_dir / "log.jsonl").open("a") as log:
-                log.write(json.dumps({"step": self.progress.global_step, **values}) + "\n")
+        self.log.write(json.dumps({"step": step, **values}) + "\n")
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
-        self.accelerator.log(numbers, step=self.progress.global_step)
+        self.accelerator.log(numbers, step=step)
 
     def _truncate_log(self) -> None:
         """Drop what was logged after the checkpoint that the training resumes from, and lines that a kill cut short."""
-        path = self.output_dir / "log.jsonl"
+        path = self.log_path
         if self.accelerator.is_main_process and path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
             with whole_file(path) as file:
@@ -505,6 +532,33 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, LookupError, TypeError, RecursionError):
         return math.inf
+
+
+class StepNumbers:
+    """What a step has to log, on its way from the device: only who reads it waits for it."""
+
+    def __init__(self, step: int, values: Mapping[str, Tensor], ids: Sequence[str | int]) -> None:
+        """`step`, counted from 1, over the images `ids`; `values` are numbers on one device, "loss" among them."""
+        self.step, self.names, self.ids = step, list(values), ids
+        stacked = torch.stack(list(values.values()))
+        self.values = stacked.to("cpu", non_blocking=stacked.is_cuda)
+        self.arrived = torch.cuda.Event() if stacked.is_cuda else None
+        if self.arrived is not None:
+            self.arrived.record()
+
+    def read(self) -> dict[str, float]:
+        """The numbers by name.
+
+        Raises:
+            CaptionerError: the loss is not finite.
+        """
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        values: dict[str, float] = dict(zip(self.names, self.values.tolist(), strict=True))
+        if not math.isfinite(values["loss"]):
+            images = ", ".join(map(str, self.ids))
+            raise CaptionerError(f"step {self.step}: the loss is {values['loss']}; images: {images}")
+        return values
 
 
 def largest_that_fits(size: int, fits: Callable[[int], bool]) -> int:

@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from captioner.config import RunConfig
-from captioner.data.dataset import Batch, CaptionDataset, load_batches
+from captioner.data.dataset import Batch, CaptionDataset, load_batches, send
 from captioner.infer.generation import generate
 from captioner.infer.options import GenerationOptions
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
@@ -39,7 +39,7 @@ def validate(
     options = GenerationOptions(num_beams=settings.num_beams, max_new_tokens=config.data.max_caption_tokens)
     share = list(range(accelerator.process_index, len(dataset), accelerator.num_processes))
     batches = [share[i : i + settings.batch_size] for i in range(0, len(share), settings.batch_size)]
-    loader = load_batches(dataset, batches, config.data.num_workers)
+    loader = load_batches(dataset, batches, config.data.num_workers, pin_memory=accelerator.device.type == "cuda")
     quiet = None if accelerator.is_main_process else True  # None: a bar on a terminal only
     captions: list[tuple[int, str]] = []
     losses: list[tuple[float, int]] = []
@@ -48,7 +48,9 @@ def validate(
         with accelerator.autocast():
             batch = batch.to(accelerator.device)
             encoded = model.encoder(**batch.encoder_inputs)
-            loss = model(encoder_outputs=encoded, labels=batch.labels, num_items_in_batch=1).loss
+            loss = model(
+                encoder_outputs=encoded, labels=send(batch.labels, accelerator.device), num_items_in_batch=1
+            ).loss
             hypotheses = generate(model, {"encoder_outputs": encoded}, options)
         texts = processor.tokenizer.batch_decode([best.token_ids for best, *_ in hypotheses])
         losses.append((float(loss), int((batch.labels != IGNORE_INDEX).sum())))

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -19,7 +20,7 @@ from captioner.config import RunConfig, Stretch
 from captioner.data.dataset import Batch, CaptionDataset, collate
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
-from captioner.train.trainer import Trainer, train
+from captioner.train.trainer import StepNumbers, Trainer, train
 
 ROOT = Path(__file__).parents[2]
 Recipe = Callable[..., RunConfig]
@@ -242,15 +243,46 @@ def test_what_is_validated_from_cached_features_is_what_the_best_checkpoint_does
         assert torch.equal(tensor, trainer.average.averages[name]), name
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_images(recipe: Recipe) -> None:
+@pytest.mark.parametrize("reads_late", [False, True])
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_images(
+    recipe: Recipe, reads_late: bool
+) -> None:
+    """From the second step on; where the host hears of it late, the device skips the updates after it as well."""
     trainer = Trainer(recipe(), resume=False)
-    with torch.no_grad():
-        trainer.model.decoder.norm.weight[0] = torch.nan
-    weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    with pytest.raises(CaptionerError, match=r"step 1: the loss is nan; images: \d+\.png"):
+    if reads_late:
+        trainer._read_late()
+    step, weights = trainer._step, {}
+
+    def breaking(*arguments: Any) -> StepNumbers:
+        if trainer.progress.global_step == 1:
+            with torch.no_grad():
+                trainer.model.decoder.norm.weight[0] = torch.nan
+            weights.update({name: tensor.clone() for name, tensor in trainer.model.state_dict().items()})
+        elif weights:
+            trainer.model.decoder.norm.weight.data.nan_to_num_()  # what would make the next update one of numbers
+            weights["decoder.norm.weight"].nan_to_num_()
+        return step(*arguments)
+
+    trainer._step = breaking
+    with pytest.raises(CaptionerError, match=r"step 2: the loss is nan; images: \d+\.png"):
         trainer.run()
     for name, tensor in trainer.model.state_dict().items():
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_steps_that_are_read_late_learn_and_log_the_same(recipe: Recipe, tmp_path: Path) -> None:
+    entries = []
+    for name in ("at_once", "late"):
+        config = recipe("optimization.ema_decay=0.9", f"output_dir={tmp_path / name}", "checkpoint_every_steps=3")
+        trainer = Trainer(config, resume=False)
+        if name == "late":
+            trainer._read_late()
+        trainer.run()
+        lines = map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
+        entries.append([{key: value for key, value in line.items() if key != "seconds"} for line in lines])
+    assert entries[0] == entries[1] and [line["step"] for line in entries[0]] == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10]
+    one, other = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("at_once", "late"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_each_validation_shows_photos_with_what_is_said_of_them(

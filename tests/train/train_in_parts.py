@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from captioner.config import PhaseConfig, load_config
 from captioner.data.dataset import Batch
 from captioner.train.phases import parameter_places
-from captioner.train.trainer import Trainer
+from captioner.train.trainer import StepNumbers, Trainer
 
 
 class WatchedTrainer(Trainer):
@@ -39,7 +39,7 @@ class WatchedTrainer(Trainer):
 class BreakingTrainer(Trainer):
     breaks_at: int
 
-    def _step(self, model: nn.Module, batches: Sequence[Batch], phase: PhaseConfig) -> dict[str, float]:
+    def _step(self, model: nn.Module, batches: Sequence[Batch], phase: PhaseConfig) -> StepNumbers:
         if self.progress.global_step == self.breaks_at:
             raise KeyboardInterrupt
         return super()._step(model, batches, phase)
