@@ -30,7 +30,7 @@ def main(recipe: str) -> None:
     for micro_batches in ((2, 8), (8, 3), (1, 1)):
         trainer.micro_batch = micro_batches[rank]
         share = batch.split(5 - rank)[0]
-        losses = trainer._step(model, [share, batch], phase)
+        losses = trainer._step(model, [share, batch], phase).read()
         assert losses["loss/contrastive"] > 0
     parameters = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
     both = trainer.accelerator.gather(parameters[None])
