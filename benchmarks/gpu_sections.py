@@ -468,7 +468,7 @@ def host_synchronizations(function: Callable[[], Any], device: torch.device) -> 
             function()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    where = Counter(f"{one.filename}:{one.lineno}" for one in found if "synchroniz" in str(one.message))
+    where = Counter(f"{one.filename}:{one.lineno}" for one in found if "called a synchronizing" in str(one.message))
     print("host synchronisations:", where.most_common(8), file=sys.stderr)
     return where.total()
 
