@@ -34,8 +34,8 @@ def read_captions(path: Path, split: str | None = None) -> Captions:
     - COCO captions: `{"annotations": [{"image_id": 42, "caption": "..."}, ...], ...}`;
     - Karpathy: `{"images": [{"filename": "...", "split": "test", "sentences": [{"raw": "..."}, ...]}, ...]}`; the id is
       `cocoid` where there is one, else the file name;
-    - JSON lines: `{"image_id" or "image": ..., "caption": "..." or "captions": ["...", ...]}` a line;
-    - CSV, in a file of that suffix: a header with `image_id` or `image`, and `caption`.
+    - JSON lines: `{"image_id", "image" or "file_name": ..., "caption": "..." or "captions": ["...", ...]}` a line;
+    - CSV, in a file of that suffix: a header with `image_id`, `image` or `file_name`, and `caption`.
 
     `split` keeps one split of a file that has splits; "train" includes Karpathy's restval. Raises CaptionerError with
     the file and the place for anything else.
@@ -202,7 +202,7 @@ def _of_split(
 
 
 def _entry(where: str, row: dict[str, Any]) -> tuple[str, list[str]]:
-    image = row.get("image_id", row.get("image"))
+    image = row.get("image_id", row.get("image", row.get("file_name")))
     if isinstance(image, float) and image.is_integer():
         image = int(image)
     if not isinstance(image, str | int) or isinstance(image, bool):
