@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 
 from captioner.data.folders import FolderId, folder_id, list_folder, walk
-from captioner.data.images import IMAGE_EXTENSIONS
+from captioner.data.images import IMAGE_EXTENSIONS, is_url
 from captioner.errors import CaptionerError
 
 SEPARATORS = f"[{re.escape(os.sep + (os.altsep or ''))}]+"
@@ -80,6 +80,8 @@ def _matches(path: str) -> list[str]:
         reason = "no such file or folder"
     except (FileNotFoundError, NotADirectoryError):
         reason = "matches nothing" if glob.has_magic(path) else "no such file or folder"
+        if is_url(path):
+            reason = "is a URL, and URLs are not fetched: download the image first"
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or str(error)
     raise CaptionerError(f"{path}: {reason}")

@@ -66,6 +66,6 @@ def train_tokenizer(captions: Iterable[str], config: TokenizerConfig, path: Path
         )
     except (RuntimeError, OSError) as error:
         reason = str(error).rpartition("] ")[2]  # what went wrong, after where in SentencePiece's sources
-        raise CaptionerError(f"tokenizer.vocab_size={config.vocab_size} cannot be trained: {reason}") from error
+        raise CaptionerError(f"a vocabulary of {config.vocab_size} pieces cannot be trained: {reason}") from error
     with whole_file(path) as file:
         file.buffer.write(model.getvalue())

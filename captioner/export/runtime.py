@@ -127,7 +127,7 @@ class ExportedCaptioner:
             CaptionerError: this model cannot do what the options ask for.
         """
         if options.force_words_ids or options.num_beam_groups > 1:
-            name = "force_words_ids" if options.force_words_ids else "num_beam_groups"
+            name = "forced words" if options.force_words_ids else "num_beam_groups"
             raise CaptionerError(f"an exported model has no {name}; the model it was made from has")
         return options.room(self.longest, self.decoder.vocab_size, self.end)
 

@@ -231,10 +231,10 @@ class _Decoding:
 def _check_forced(options: GenerationOptions, longest: int) -> None:
     needed = sum(len(ids) for ids in options.force_words_ids if not holds(options.prefix_ids, ids))
     if needed > longest:
-        raise CaptionerError(f"force_words_ids are {needed} tokens; a caption may have {longest} here")
+        raise CaptionerError(f"the forced words are {needed} tokens; a caption may have {longest} here")
     for banned in options.banned_ids:
         if any(holds(ids, banned) for ids in options.force_words_ids):
-            raise CaptionerError(f"tokens {banned} are banned, and among those that force_words_ids asks for")
+            raise CaptionerError(f"tokens {banned} are both banned and forced")
 
 
 def _hypotheses(captions: Captions, rows: list[int], options: GenerationOptions) -> list[list[Hypothesis]]:

@@ -106,7 +106,7 @@ class GenerationOptions:
         else:
             self._require(self.diversity_penalty == 0, "diversity_penalty", "left out without num_beam_groups")
         if self.force_words_ids:
-            self._require(self.num_beams > 1, "num_beams", "at least 2 with force_words_ids")
+            self._require(self.num_beams > 1, "num_beams", "at least 2 with forced words")
 
     @property
     def num_captions(self) -> int:

@@ -150,6 +150,15 @@ def test_input_order_is_kept_with_slow_workers_and_small_batches(annotate, photo
     assert [line.split("\t")[0] for line in whole.splitlines()] == [f"photos/{number:02}.png" for number in range(11)]
 
 
+def test_a_jpeg_without_end_marker_is_captioned_and_flagged(annotate, photos, caplog):
+    noise(0).save("whole.jpg")
+    Path("unended.jpg").write_bytes(Path("whole.jpg").read_bytes()[:-2])
+    assert annotate("whole.jpg", "unended.jpg", "-o", "out.jsonl").status == 0
+    whole, unended = read_jsonl("out.jsonl")
+    assert unended["caption"] == whole["caption"] and not Path("out.errors.jsonl").exists()
+    assert caplog.messages == ["unended.jpg: the JPEG has no end marker, but the picture is whole"]
+
+
 def test_a_large_photo_is_decoded_small_and_recorded_at_its_size(annotate, photos, monkeypatch):
     Image.effect_mandelbrot((1600, 1200), (-2, -1.2, 1, 1.2), 50).convert("RGB").save("large.jpg")
     decoded, resize = [], Preprocessing.resize

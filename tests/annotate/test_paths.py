@@ -99,6 +99,8 @@ def test_symbolic_links_are_followed_once_and_loops_end(tree):
         ("*.jpg", "matches nothing"),
         ("", "no such file or folder"),
         ("photos/b.jpg/c.jpg", "no such file or folder"),
+        ("https://example.org/a.jpg", "is a URL, and URLs are not fetched"),
+        ("https://example.org/a.jpg?width=*", "is a URL, and URLs are not fetched"),
         (300 * "x", "File name too long"),
     ],
 )

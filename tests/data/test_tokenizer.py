@@ -126,7 +126,7 @@ def test_a_tokenizer_that_cannot_be_trained_is_refused_and_leaves_no_file(tmp_pa
     with pytest.raises(CaptionerError, match="no captions to learn from"):
         train_tokenizer(["", " . "], TokenizerConfig(), tmp_path / "tokenizer.model")
     with pytest.raises(
-        CaptionerError, match=r"tokenizer.vocab_size=100 .*smaller than required.* 100 vs 2\d\d"
+        CaptionerError, match=r"a vocabulary of 100 pieces cannot be trained: .*smaller than required.* 100 vs 2\d\d"
     ) as caught:
         train_tokenizer(CAPTIONS["chinese"], TokenizerConfig(vocab_size=100), tmp_path / "tokenizer.model")
     assert "INTERNAL" not in str(caught.value) and "\n" not in str(caught.value)

@@ -136,7 +136,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         (("export", "{tmp}/none", "{tmp}/out"), "no such folder"),
         (("export", "{exported}", "{tmp}/out"), "exported already"),
         (("annotate", "{photo}", "--model", "{exported}", "--precision", "bf16"), "an exported model runs on the CPU"),
-        (("annotate", "{photo}", "--model", "{exported}", "--forced-word", "dog"), "has no force_words_ids"),
+        (("annotate", "{photo}", "--model", "{exported}", "--forced-word", "dog"), "has no forced words"),
     ],
 )
 def test_mistakes_cost_one_line(model, exported, photos, tmp_path, monkeypatch, capsys, arguments, message):

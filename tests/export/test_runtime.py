@@ -207,7 +207,7 @@ def test_images_come_in_every_form_that_the_model_takes(exported, photos):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"forced_words": ["dog"]}, "an exported model has no force_words_ids"),
+        ({"forced_words": ["dog"]}, "an exported model has no forced words"),
         ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0}, "an exported model has no num_beam_groups"),
     ],
 )

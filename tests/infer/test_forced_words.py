@@ -122,15 +122,15 @@ def test_log_probs_are_the_models_own(model, features):
     ("fields", "message"),
     [
         ({"force_words_ids": ((),)}, "force_words_ids must be sequences of at least 1 token"),
-        ({"force_words_ids": ((4,),), "num_beams": 1}, "num_beams must be at least 2 with force_words_ids; it is 1"),
-        ({"force_words_ids": ((4,),), "do_sample": True}, "num_beams must be at least 2 with force_words_ids; it is 1"),
+        ({"force_words_ids": ((4,),), "num_beams": 1}, "num_beams must be at least 2 with forced words; it is 1"),
+        ({"force_words_ids": ((4,),), "do_sample": True}, "num_beams must be at least 2 with forced words; it is 1"),
         (
             {"force_words_ids": ((4, 5), (6,)), "max_new_tokens": 2},
             "are 3 tokens; a caption may have 2",
         ),
         ({"force_words_ids": ((4, 2),)}, r"force_words_ids \(4, 2\) hold the end of sequence"),
         ({"force_words_ids": ((20,),)}, r"tokens \(20,\): this model has those from 0 to 19"),
-        ({"force_words_ids": ((4, 5),), "banned_ids": ((5,),)}, r"tokens \(5,\) are banned, and among those"),
+        ({"force_words_ids": ((4, 5),), "banned_ids": ((5,),)}, r"tokens \(5,\) are both banned and forced"),
         ({"force_words_ids": ((4, 4),), "no_repeat_ngram_size": 1}, "found no caption that keeps all the rules"),
     ],
 )
