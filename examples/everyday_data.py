@@ -4,9 +4,9 @@
     python examples/everyday_data.py tags OUT/tagged.jsonl objects.json
     python examples/everyday_data.py pseudo OUT/pseudo.jsonl OUT/tagged.jsonl captions.jsonl
 
-`words` joins files of captions without photos, each caption once. `tags` writes {photo: names of its objects} as a table.
-`pseudo` keeps the captions that a model gave tagged photos (`infer.py photos/ -o captions.jsonl`) where a caption names an
-object that the photo is tagged with.
+`words` joins files of captions without photos, each caption once. `tags` writes {photo: names of its objects} as a
+table. `pseudo` keeps the captions that a model gave tagged photos (`infer.py photos/ -o captions.jsonl`) where a
+caption names an object that the photo is tagged with.
 """
 
 import gzip
@@ -48,7 +48,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 @app.command()
 def words(output: Path, texts: list[Path]) -> None:
     """Join files of captions, each caption once."""
-    lines = (line.strip() for text in texts for line in gzip.open(text, "rt", encoding="utf-8"))
+    lines = (line.strip() for text in texts for line in gzip.decompress(text.read_bytes()).decode().split("\n"))
     _write(output, dict.fromkeys(line for line in lines if line))
 
 

@@ -100,7 +100,7 @@ def load_image(source: ImageInput, min_size: int | None = None) -> Image.Image:
     if isinstance(source, Array) and not isinstance(source, str | bytes):  # NumPy's own strings are both
         try:
             image = array_to_image(source)
-        except ValueError as error:
+        except (ValueError, TypeError, RuntimeError) as error:  # the latter two from libraries, of arrays of odd kinds
             raise ImageError(name, "unsupported", str(error)) from error
         return _upright(image, image.size, name)
     data = _read(source, name)
@@ -165,10 +165,12 @@ def _fetch(source: object, name: str) -> bytes:
     read = getattr(source, "read", None)
     if not callable(read):
         kinds = "a path, bytes, an open file, a Pillow image, an array or a tensor"
-        raise ImageError(name, "not_an_image", f"a {type(source).__name__} is not an image: give {kinds}")
+        raise ImageError(name, "not_an_image", f"{type(source).__name__} is not an image: give {kinds}")
     if isinstance(source, io.IOBase) and source.seekable():
         source.seek(0)
-    data: bytes = read()
+    data = read()
+    if not isinstance(data, bytes):
+        raise ImageError(name, "not_an_image", f"its read() gives {type(data).__name__}, not bytes")
     return data
 
 

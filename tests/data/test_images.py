@@ -7,6 +7,7 @@ import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -380,7 +381,7 @@ def test_a_url_is_not_fetched_and_is_told_so(url: str) -> None:
 
 def test_what_is_no_image_is_named_by_its_type(tmp_path: Path) -> None:
     for source, kind in ((None, "NoneType"), (7, "int"), (["a.jpg"], "list"), ({"a": 1}, "dict")):
-        assert refusal(source).message.startswith(f"a {kind} is not an image: give a path, bytes, an open file")
+        assert refusal(source).message.startswith(f"{kind} is not an image: give a path, bytes, an open file")
     (tmp_path / "photo.png").write_bytes(encoded(picture(), "PNG"))
     with open(tmp_path / "photo.png") as text:
         assert refusal(text).message == "the file is open as text: open it with mode 'rb'"
@@ -389,3 +390,11 @@ def test_what_is_no_image_is_named_by_its_type(tmp_path: Path) -> None:
         file.read()
         assert near(load_image(file), picture()), "read from its start, as Pillow does"
     assert "closed file" in refusal(file).message
+    assert refusal(SimpleNamespace(read=lambda: "text")).message == "its read() gives str, not bytes"
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF"])
+def test_a_picture_that_lacks_only_the_mark_of_its_end_is_whole(format: str) -> None:
+    data = encoded(picture(), format)
+    unended = data[: -{"PNG": 12, "GIF": 1}[format]]
+    assert load_image(unended).tobytes() == load_image(data).tobytes()

@@ -199,7 +199,7 @@ def test_images_come_in_every_form_that_the_model_takes(exported, photos):
     assert captioner(pixels[0]).text == expected[0]
     with open(photos[0], "rb") as file:
         assert captioner(file).text == expected[0]
-    for wrong, message in ((None, "a NoneType is not an image"), ("https://example.org/a.jpg", "URLs are not fetched")):
+    for wrong, message in ((None, "NoneType is not an image"), ("https://example.org/a.jpg", "URLs are not fetched")):
         with pytest.raises(CaptionerError, match=message):
             captioner(wrong)
 

@@ -87,12 +87,12 @@ def test_a_generator_is_taken_a_batch_at_a_time(cap, photos, tmp_path):
 
 @pytest.mark.parametrize("images", [None, 7, {"photo.jpg": 1}])
 def test_what_is_no_image_is_refused_by_its_type(cap, images):
-    with pytest.raises(CaptionerError, match=f"a {type(images).__name__} is not an image: give a path, bytes"):
+    with pytest.raises(CaptionerError, match=f"{type(images).__name__} is not an image: give a path, bytes"):
         cap(images)
 
 
 def test_a_broken_image_in_memory_is_named_by_its_place(cap, photos):
-    for broken, reason in ((b"no photo", "not an image"), (np.zeros((2, 2, 2)), "shape"), (7, "an? int is not")):
+    for broken, reason in ((b"no photo", "not an image"), (np.zeros((2, 2, 2)), "shape"), (7, "int is not")):
         with pytest.raises(ImageError, match=rf"^images\[1\], .*{reason}"):
             cap([photos[0], broken, photos[1]], batch_size=3)
     with pytest.raises(ImageError, match=r"^https://example.org/a.jpg: is a URL, and URLs are not fetched"):
