@@ -37,7 +37,7 @@ KARPATHY = {
             ]
         },
         '{"image": "1", "captions": ["A dog.", "Dogs"]}\n\n{"image_id": 2, "caption": "A cat."}\n',
-        '{"file_name": "1", "caption": "A dog."}\n{"image": "2", "caption": "A cat."}\n{"image": "1", "caption": "Dogs"}',
+        '{"file_name": "1", "caption": "A dog."}\n{"image": "2", "caption": "A cat."}\n{"image": 1, "caption": "Dogs"}',
     ],
 )
 def test_every_layout_says_the_same(tmp_path: Path, content: object) -> None:
