@@ -25,9 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from captioner.config import Objective, PhaseConfig, RunConfig, load_config
 from captioner.model.build import build_model
 from captioner.model.configuration_captioner import CaptionerConfig
-from captioner.train.objectives import JointModel
-from captioner.train.packing import PackedCaptions, pack_captions
+from captioner.train.caption_packing import PackedCaptions, pack_captions
 from captioner.train.phases import apply_phase
+from captioner.train.task import JointModel
 
 FORMATS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -75,7 +75,7 @@ from captioner.model.build import build_image_processor, build_model
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.processing_captioner import CaptionerProcessor
 from captioner.model.tokenization_captioner import CaptionerTokenizer
-from captioner.train.features import cache_features
+from captioner.train.feature_cache import cache_features
 from captioner.train.trainer import train
 
 CAPTIONS_PER_IMAGE = 5

@@ -18,15 +18,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from captioner.errors import CaptionerError
-from captioner.train.averaging import WeightAverage
-from captioner.train.sharding import part_like
+from captioner.train.ema import WeightAverage
+from captioner.train.fsdp import part_like
 
 
 @dataclass
 class Progress:
     """Where the training stands: `epoch` stretches of the recipe are done, and `step` optimizer steps of the next.
 
-    `phases` names the phase of each stretch begun, `courses` holds by phase what decided its steps (`resuming.course`).
+    `phases` names the phase of each stretch begun, `courses` holds by phase what decided its steps
+    (`resume_checks.course`).
     `history` holds the scores of every validation, `captions` what the last one said of the photos it showed.
     """
 
@@ -83,8 +84,8 @@ def save_training_state(
 ) -> None:
     """Write all but the weights.
 
-    `origin` is what of the recipe must not change (`resuming.origin`); `tensors` are the `training_tensors`, whole, so
-    that any number of processes can go on from them, and `random_states` [processes, bytes] of the generators that
+    `origin` is what of the recipe must not change (`resume_checks.origin`); `tensors` are the `training_tensors`, whole,
+    so that any number of processes can go on from them, and `random_states` [processes, bytes] of the generators that
     dropout draws from.
     """
     save_file(tensors, folder / "training_state.safetensors")

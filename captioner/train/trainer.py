@@ -29,17 +29,17 @@ from captioner.files import check_file, reporting, whole_file
 from captioner.hub import find_model, save_model
 from captioner.metrics.score import score_captions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-from captioner.train import checkpoint, resuming, sharding
-from captioner.train.averaging import WeightAverage
-from captioner.train.build import build_captioner
-from captioner.train.data import TrainingData
-from captioner.train.features import cache_features
+from captioner.train import checkpoint, fsdp, resume_checks
+from captioner.train.ema import WeightAverage
+from captioner.train.feature_cache import cache_features
+from captioner.train.html_report import ReportPhoto, write_report
+from captioner.train.initialization import build_captioner
 from captioner.train.launch import join_launch, obey_launcher
-from captioner.train.objectives import JointModel, Losses, Objectives
 from captioner.train.phases import apply_phase, build_optimizer, set_modes, set_rates
-from captioner.train.report import ReportPhoto, write_report
 from captioner.train.rewards import SelfCritic
+from captioner.train.task import JointModel, Losses, Objectives
 from captioner.train.teacher import Teacher, load_classifier
+from captioner.train.training_data import TrainingData
 from captioner.train.validation import validate
 
 logger = logging.getLogger(__name__)
@@ -81,8 +81,8 @@ class Trainer:
         self.accelerator = join_launch(config)
         found = self._prepare_folder(resume)
         self.progress, before = checkpoint.load_progress(self.last) if found else (checkpoint.Progress(), {})
-        resuming.refuse_another_origin(self.last, before, config)
-        resuming.refuse_other_phases(self.last, self.progress, config)
+        resume_checks.refuse_another_origin(self.last, before, config)
+        resume_checks.refuse_other_phases(self.last, self.progress, config)
         set_seed(config.seed)
         with self.accelerator.main_process_first():  # which stores what is streamed
             self.data = TrainingData(config, self.output_dir / "streamed", self.say)
@@ -94,12 +94,12 @@ class Trainer:
         start = config.pretrained.captioner
         self.card_of_start = read_card(*find_model(start)) if start else None
         if found:
-            resuming.load_weights(self.last, self.model, self.processor.tokenizer)
+            resume_checks.load_weights(self.last, self.model, self.processor.tokenizer)
         self.model.to(self.accelerator.device)
-        self.joint, self.whole = JointModel(self.model), sharding.WholeModel(self.accelerator, self.model)
+        self.joint, self.whole = JointModel(self.model), fsdp.WholeModel(self.accelerator, self.model)
         self.objectives = Objectives(self.whole, self._build_critic(), self._build_teacher(teacher), config.tags)
         optimizer = build_optimizer(self.model, config.optimization)
-        self.optimizer = sharding.prepare_optimizer(self.accelerator, self.joint, optimizer)
+        self.optimizer = fsdp.prepare_optimizer(self.accelerator, self.joint, optimizer)
         decay = config.optimization.ema_decay
         self.average = WeightAverage(self.model, decay) if decay else None
         self.exact = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
@@ -138,7 +138,7 @@ class Trainer:
             if main:
                 check_file(folder / "config.yaml")
             if main and not resume:
-                resuming.clear(folder)
+                resume_checks.clear(folder)
         return self.last if resume else None
 
     def _read_late(self) -> None:
@@ -224,9 +224,9 @@ class Trainer:
         """Note what decides the phase's steps; its photos left over from a checkpoint are those it had in mind."""
         phase = stretch.phase
         batch_size = (phase.batch_size or self.config.optimization.batch_size) * self.accelerator.num_processes
-        course = resuming.course(self.config, batch_size, train_set)
+        course = resume_checks.course(self.config, batch_size, train_set)
         if self.progress.step > 0 or (phase.steps is not None and stretch.number > 0):
-            resuming.refuse_another_course(self.last, self.progress.courses.get(phase.name, {}), course)
+            resume_checks.refuse_another_course(self.last, self.progress.courses.get(phase.name, {}), course)
         self.progress.courses[phase.name] = course
 
     def _end_stretch(self) -> None:
@@ -323,12 +323,12 @@ class Trainer:
     def _clip_gradients(self) -> dict[str, Tensor]:
         """Clip the gradient; gives its norm before, and that of each part."""
         limit = self.config.optimization.max_grad_norm
-        total = sharding.whole(self.accelerator.clip_grad_norm_(self.joint.parameters(), limit)).to(self.exact)
+        total = fsdp.whole(self.accelerator.clip_grad_norm_(self.joint.parameters(), limit)).to(self.exact)
         gradients: defaultdict[str, list[Tensor]] = defaultdict(list)
         for group in self.optimizer.param_groups:
             gradients[group["place"].part] += [p.grad for p in group["params"] if p.grad is not None]
         clipped = {
-            part: sharding.whole(nn.utils.get_total_norm(own)).to(self.exact) for part, own in gradients.items() if own
+            part: fsdp.whole(nn.utils.get_total_norm(own)).to(self.exact) for part, own in gradients.items() if own
         }
         norm = torch.stack(list(clipped.values())).norm()
         unclipped = torch.where(norm > 0, total / norm, 0.0)
@@ -448,7 +448,7 @@ class Trainer:
         device, main = self.accelerator.device, self.accelerator.is_main_process
         random_states = self.accelerator.gather(checkpoint.random_state(device)[None].to(device)).cpu()
         tensors = checkpoint.training_tensors(self.optimizer.optimizer, self.average)
-        tensors = sharding.whole_on_cpu(tensors, keep=main) | {"random_states": random_states}
+        tensors = fsdp.whole_on_cpu(tensors, keep=main) | {"random_states": random_states}
         with self.whole.gathered() as model:
             if main:
                 checkpoint.replace_folder(self.last, partial(self._write_last, model, tensors))
@@ -458,7 +458,7 @@ class Trainer:
         save_model(model, self.processor, folder)
         begun = self.progress.epoch + (self.progress.step > 0)
         self.progress.phases = [stretch.phase.name for stretch in self.config.schedule()[:begun]]
-        origin = resuming.origin(self.config)
+        origin = resume_checks.origin(self.config)
         checkpoint.save_training_state(folder, self.progress, origin, tensors, self.accelerator.scaler)
 
     def _write_best(self, model: CaptionerForConditionalGeneration, scores: str, folder: Path) -> None:

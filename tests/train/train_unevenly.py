@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from captioner.config import load_config
-from captioner.train.objectives import Objectives
+from captioner.train.task import Objectives
 from captioner.train.trainer import Trainer
 
 

@@ -5,8 +5,8 @@ import torch
 
 from captioner.config import RunConfig
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
-from captioner.train.objectives import JointModel
-from captioner.train.packing import pack_captions
+from captioner.train.caption_packing import pack_captions
+from captioner.train.task import JointModel
 from captioner.train.trainer import Trainer
 
 LENGTHS = {"captioning": [[3, 1, 5], [0, 0, 0], [2, 4, 0]], "reward": [[7, 2], [1, 6], [0, 0]]}

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from captioner.config import Objective, PhaseConfig, TagsConfig
 from captioner.data.dataset import Batch, send
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration, caption_cross_entropy
+from captioner.train.caption_packing import PackedCaptions, pack_captions
 from captioner.train.contrastive import contrastive_loss
-from captioner.train.packing import PackedCaptions, pack_captions
+from captioner.train.fsdp import WholeModel
 from captioner.train.rewards import DrawnCaptions, SelfCritic, policy_gradient_loss
-from captioner.train.sharding import WholeModel
 from captioner.train.teacher import Teacher
 
 Losses = dict[Objective, Tensor]

@@ -7,7 +7,7 @@ from PIL import Image
 
 from captioner.config import SourceConfig
 from captioner.errors import CaptionerError
-from captioner.train import data
+from captioner.train import training_data
 
 
 @pytest.fixture
@@ -27,15 +27,17 @@ def photos(tmp_path: Path) -> Path:
 )
 def test_advice_names_the_recipes_own_keys(photos: Path, settings: dict[str, str], message: str) -> None:
     with pytest.raises(CaptionerError, match=message):
-        data._load_source(SourceConfig(path=str(photos / "x.csv"), **settings), photos, pytest.fail)
+        training_data._load_source(SourceConfig(path=str(photos / "x.csv"), **settings), photos, pytest.fail)
 
 
 def test_what_is_left_out_is_said(photos: Path) -> None:
     said: list[str] = []
-    (sample,) = data._load_source(SourceConfig(path=str(photos / "x.csv"), on_error="skip"), photos, said.append)
+    (sample,) = training_data._load_source(
+        SourceConfig(path=str(photos / "x.csv"), on_error="skip"), photos, said.append
+    )
     (photos / "words.txt").write_text("a dog\n...\n")
     assert sample.captions == ("a dog",)
-    assert data._load_text(str(photos / "words.txt"), said.append) == ["a dog"]
+    assert training_data._load_text(str(photos / "words.txt"), said.append) == ["a dog"]
     assert said == [
         f"skipped {photos}/x.csv:3: the caption holds no word: '...'",
         f"{photos}/x.csv: 1 skipped, 1 kept",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captioner.train.report import ReportPhoto, write_report
+from captioner.train.html_report import ReportPhoto, write_report
 
 VOID = {"meta", "img"}
 

@@ -16,7 +16,7 @@ from captioner.data.dataset import Batch, collate
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
 from captioner.model.modeling_captioner import IGNORE_INDEX
-from captioner.train.objectives import asymmetric_loss
+from captioner.train.task import asymmetric_loss
 from captioner.train.trainer import Trainer, largest_that_fits, train
 
 Recipe = Callable[..., RunConfig]
