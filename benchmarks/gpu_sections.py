@@ -59,7 +59,8 @@ from transformers import (
 from captioner.annotate.pipeline import caption_images, map_ahead
 from captioner.config import RunConfig
 from captioner.convert import convert_model
-from captioner.data.dataset import IGNORE_INDEX, Batch
+from captioner.data.batches import Batch
+from captioner.data.dataset import IGNORE_INDEX
 from captioner.infer.captioner import Captioner
 from captioner.train.phases import set_modes
 from captioner.train.trainer import Trainer

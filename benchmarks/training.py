@@ -67,9 +67,10 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from captioner.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig
-from captioner.data.dataset import IGNORE_INDEX, CaptionDataset, bucketed_batches
+from captioner.data.batches import bucketed_batches
+from captioner.data.dataset import IGNORE_INDEX, CaptionDataset
 from captioner.data.sources import Sample, load_samples
-from captioner.data.tokenizer import train_tokenizer
+from captioner.data.tokenizer_training import train_tokenizer
 from captioner.errors import CaptionerError
 from captioner.model.build import build_image_processor, build_model
 from captioner.model.configuration_captioner import CaptionerConfig

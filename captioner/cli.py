@@ -144,7 +144,7 @@ def tokenizer(
     """Train a SentencePiece tokenizer on captions, in any script."""
     from captioner.config import SourceConfig, TokenizerConfig, validated
     from captioner.data.sources import iter_samples
-    from captioner.data.tokenizer import train_tokenizer
+    from captioner.data.tokenizer_training import train_tokenizer
 
     source = validated(SourceConfig, {"path": data, "split": split}, "data")
     samples = iter_samples(source, lambda skip: None)

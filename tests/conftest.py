@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from captioner.config import TokenizerConfig
-from captioner.data.tokenizer import train_tokenizer
+from captioner.data.tokenizer_training import train_tokenizer
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerImageProcessor, CaptionerProcessor

@@ -36,7 +36,7 @@ from transformers import (
 from captioner import cli, convert
 from captioner.config import RunConfig
 from captioner.convert import convert_model
-from captioner.data.tokenizer import encode_texts
+from captioner.data.captions import encode_texts
 from captioner.errors import CaptionerError
 from captioner.export.tokenizer import load_tokenizer
 from captioner.hub import load_model

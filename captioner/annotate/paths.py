@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-from captioner.data.folders import FolderId, folder_id, list_folder, walk
+from captioner.data.folder_walk import FolderId, folder_id, list_folder, walk
 from captioner.data.images import IMAGE_EXTENSIONS, is_url
 from captioner.errors import CaptionerError
 

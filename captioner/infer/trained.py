@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioner.data.tokenizer import encode_texts
+from captioner.data.captions import encode_texts
 from captioner.errors import CaptionerError
 from captioner.hub import load_model
 from captioner.infer.caption import Caption, Tag, Token, likely_tags

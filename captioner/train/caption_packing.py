@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.config import Objective
-from captioner.data.dataset import send
+from captioner.data.batches import send
 from captioner.model.modeling_captioner import IGNORE_INDEX
 
 

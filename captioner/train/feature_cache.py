@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner.data.dataset import Batch, CaptionDataset, load_batches
-from captioner.data.shards import ShardMember
-from captioner.data.sources import StoredImage
+from captioner.data.batches import Batch, load_batches
+from captioner.data.dataset import CaptionDataset
+from captioner.data.sources.stored_images import ShardMember, StoredImage
 from captioner.errors import CaptionerError
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 

@@ -7,7 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from captioner.config import RunConfig
-from captioner.data.tokenizer import train_tokenizer
+from captioner.data.tokenizer_training import train_tokenizer
 from captioner.errors import CaptionerError
 from captioner.hub import find_model, load_model
 from captioner.model.build import build_image_processor, build_model, change_image_size, load_trunk, names_timm_model

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from captioner.config import RewardConfig
-from captioner.data.dataset import Batch, send
+from captioner.data.batches import Batch, send
 from captioner.metrics.cider import CiderDReward
 from captioner.metrics.ptb import tokenize
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration

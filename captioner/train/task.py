@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captioner.config import Objective, PhaseConfig, TagsConfig
-from captioner.data.dataset import Batch, send
+from captioner.data.batches import Batch, send
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration, caption_cross_entropy
 from captioner.train.caption_packing import PackedCaptions, pack_captions
 from captioner.train.contrastive import contrastive_loss

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from captioner.card import read_card, usage, write_card
 from captioner.config import Objective, PhaseConfig, RunConfig, Stretch
-from captioner.data.dataset import Batch, CaptionDataset, Place, TextDataset, load_batches, send
+from captioner.data.batches import Batch, load_batches, send
+from captioner.data.dataset import CaptionDataset, Place, TextDataset
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.files import check_file, reporting, whole_file

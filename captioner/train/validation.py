@@ -9,7 +9,8 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from captioner.config import RunConfig
-from captioner.data.dataset import Batch, CaptionDataset, load_batches, send
+from captioner.data.batches import Batch, load_batches, send
+from captioner.data.dataset import CaptionDataset
 from captioner.infer.generation import generate
 from captioner.infer.options import GenerationOptions
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration

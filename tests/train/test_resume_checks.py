@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from captioner.config import PhaseConfig, RunConfig
-from captioner.data.dataset import Batch
+from captioner.data.batches import Batch
 from captioner.errors import CaptionerError
 from captioner.model.tokenization_captioner import CaptionerTokenizer
 from captioner.train.trainer import Trainer, train

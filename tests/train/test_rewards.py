@@ -8,7 +8,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from captioner.config import RewardConfig, RunConfig
-from captioner.data.dataset import collate
+from captioner.data.batches import collate
 from captioner.infer.generation import generate
 from captioner.infer.options import GenerationOptions
 from captioner.infer.trained import TorchCaptioner

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from captioner.config import RunConfig
-from captioner.data.dataset import Batch, collate
+from captioner.data.batches import Batch, collate
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
 from captioner.model.modeling_captioner import IGNORE_INDEX

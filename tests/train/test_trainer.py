@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from captioner.config import RunConfig, Stretch
-from captioner.data.dataset import Batch, CaptionDataset, collate
+from captioner.data.batches import Batch, collate
+from captioner.data.dataset import CaptionDataset
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
 from captioner.train.trainer import StepNumbers, Trainer, train

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from captioner.config import PhaseConfig, load_config
-from captioner.data.dataset import Batch
+from captioner.data.batches import Batch
 from captioner.train.phases import parameter_places
 from captioner.train.trainer import StepNumbers, Trainer
 

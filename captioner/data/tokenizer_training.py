@@ -1,31 +1,15 @@
-"""Captions to token ids, and the SentencePiece tokenizer that is trained on them, in whatever script they are."""
+"""Trains the SentencePiece tokenizer on captions, in whatever script they are."""
 
 import io
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 
 from captioner.config import TokenizerConfig
+from captioner.data.captions import clean_caption
 from captioner.errors import CaptionerError
 from captioner.files import check_file, reporting, whole_file
-
-
-def clean_caption(caption: str) -> str:
-    """White space collapsed and a final full stop dropped: half of all captions have one, and it says nothing."""
-    return re.sub(r"\s*[.。]+$", "", " ".join(caption.split()))
-
-
-def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text by a tokenizer of transformers, without start or end of sequence.
-
-    Text that spells a special token is encoded as text: "a sign that says </s>" does not end there.
-    """
-    if not texts:
-        return []
-    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True).input_ids
 
 
 def train_tokenizer(captions: Iterable[str], config: TokenizerConfig, path: Path) -> None:

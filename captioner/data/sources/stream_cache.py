@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from captioner.config import SourceConfig
-from captioner.data.folders import walk
+from captioner.data.folder_walk import walk
 from captioner.data.sources import Sample, Skip, iter_samples
 from captioner.errors import CaptionerError
 

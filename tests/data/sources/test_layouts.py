@@ -15,9 +15,9 @@ from loading import load, refusal, skipped
 from PIL import Image
 
 from captioner.config import SourceConfig
-from captioner.data import sources
 from captioner.data.images import load_image
-from captioner.data.sources import Sample, Skip, StoredImage, iter_samples
+from captioner.data.sources import Sample, Skip, hf_datasets, iter_samples, tables
+from captioner.data.sources.stored_images import StoredImage
 
 CAPTIONS = {
     "a.jpg": ("a red square", "something red"),
@@ -404,14 +404,14 @@ class TestProblems:
         assert samples[0].captions == ("b",) and all(sample.captions == ("good",) for sample in samples[1:])
 
     def test_jsonl_lines_are_bounded(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sources, "MAX_LINE_BYTES", 64)
+        monkeypatch.setattr(tables, "MAX_LINE_CHARACTERS", 64)
         rows = [
             {"image": "b.jpg", "caption": "b"},
             {"image": "a.jpg", "caption": "x" * 500},
             {"image": "c.jpg", "caption": "c"},
         ]
         path = write_jsonl(folder / "shapes.jsonl", rows)
-        problem(folder, path, f"{path}:2", "over the limit of 64 bytes", 2)
+        problem(folder, path, f"{path}:2", "over the limit of 64 characters", 2)
 
     def test_karpathy(self, folder: Path) -> None:
         image = {"filename": "a.jpg", "cocoid": 0, "sentences": [{"raw": "a"}]}
@@ -559,11 +559,11 @@ class TestWhereImagesMayLie:
 
     def test_a_streamed_file_that_is_gone_costs_its_row(self, folder: Path) -> None:
         path = f"zip://a.jpg::{folder / 'gone.zip'}"
-        assert sources._fetch(path) == path
+        assert hf_datasets._fetch(path) == path
 
     def test_data_sets_do_not_choose_servers(self) -> None:
         for path in ("https://example.org/a.jpg", "zip://a.jpg::https://example.org/a.zip", "file:///etc/passwd"):
-            assert sources._fetch(path) == path  # a name, which is then not found
+            assert hf_datasets._fetch(path) == path  # a name, which is then not found
 
 
 NAMES = [  # on disk, in the source

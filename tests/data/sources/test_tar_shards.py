@@ -16,11 +16,11 @@ from loading import load, refusal, skipped
 from PIL import Image
 
 from captioner.config import DataConfig, SourceConfig
-from captioner.data import shards
-from captioner.data.dataset import CaptionDataset, bucketed_batches, load_batches
+from captioner.data.batches import bucketed_batches, load_batches
+from captioner.data.dataset import CaptionDataset
 from captioner.data.images import ImageError, load_image
-from captioner.data.shards import ShardMember
-from captioner.data.sources import Sample
+from captioner.data.sources import Sample, tar_shards
+from captioner.data.sources.stored_images import ShardMember
 
 
 def photo(shade: int) -> bytes:
@@ -154,8 +154,8 @@ def link(target: str) -> tarfile.TarInfo:
 def test_a_bad_file_costs_itself(
     files: dict[str, Any], where: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "MAX_BYTES", 1000)
-    monkeypatch.setattr(shards, "MAX_TEXT_BYTES", 500)
+    monkeypatch.setattr(tar_shards, "MAX_BYTES", 1000)
+    monkeypatch.setattr(tar_shards, "MAX_TEXT_BYTES", 500)
     path = write(tmp_path / "x.tar", {"good.png": photo(9), "good.txt": "good", **files})
     message = refusal(path)
     assert message.startswith(f"{path}: {where}: ") and reason in message

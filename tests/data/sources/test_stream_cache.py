@@ -12,7 +12,7 @@ from PIL import Image
 from captioner.config import SourceConfig
 from captioner.data.images import load_image
 from captioner.data.sources import load_samples
-from captioner.data.streamed import stored
+from captioner.data.sources.stream_cache import stored
 from captioner.errors import CaptionerError
 
 COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
@@ -50,7 +50,7 @@ def test_the_shard_holds_the_samples_of_the_stream(photos: SourceConfig, caption
 
 def test_a_stream_is_read_once(photos: SourceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = stored(photos, tmp_path / "run", pytest.fail)
-    monkeypatch.setattr("captioner.data.streamed.iter_samples", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("captioner.data.sources.stream_cache.iter_samples", lambda *_: pytest.fail("read again"))
     assert stored(photos, tmp_path / "run", pytest.fail) == first
     files = SourceConfig(path="photos.csv")
     assert stored(files, tmp_path / "run", pytest.fail) is files
@@ -140,7 +140,7 @@ def test_a_stream_that_breaks_off_leaves_nothing(
         yield load_samples(photos)[0][0]
         raise CaptionerError("the network is gone")
 
-    monkeypatch.setattr("captioner.data.streamed.iter_samples", break_off)
+    monkeypatch.setattr("captioner.data.sources.stream_cache.iter_samples", break_off)
     with pytest.raises(CaptionerError, match="the network is gone"):
         stored(photos, tmp_path / "run", pytest.fail)
     assert list((tmp_path / "run").iterdir()) == []

@@ -2,12 +2,10 @@
 
 import os
 import unicodedata
-from collections.abc import Callable
 
 from captioner.data.images import is_url
+from captioner.data.sources.sample import Report
 from captioner.errors import CaptionerError
-
-Report = Callable[[str, str], None]  # (where, reason): raises, or notes a skip
 
 
 def same_name(name: str) -> str:
@@ -33,6 +31,12 @@ class ImageFolders:
         self.listed: dict[str, dict[str, list[str]]] = {}
         if chosen and not os.path.isdir(self.folders[0]):
             raise CaptionerError(f"{chosen}: no such folder of images")
+
+    @classmethod
+    def beside(cls, path: str, chosen: str | None) -> "ImageFolders":
+        """For names in a file: its folder, and images/ there, unless another is chosen."""
+        folder = os.path.dirname(path)
+        return cls(chosen, [folder, os.path.join(folder, "images")])
 
     def find(self, where: str, report: Report, *names: object) -> str | None:
         """The path of the image by the first of these names that is there, or None once reported."""

@@ -1,22 +1,80 @@
-"""Rows of .csv and .tsv files."""
+"""Tables: .jsonl, .csv, .tsv and .parquet."""
 
 import csv
+import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
+from captioner.config import SourceConfig
 from captioner.data.images import IMAGE_EXTENSIONS
-from captioner.data.text import encoding_problem, open_text
+from captioner.data.sources.arrow_tables import parquet_rows
+from captioner.data.sources.image_names import ImageFolders
+from captioner.data.sources.rows import Row, check_columns, image_column_of, merge_rows, samples_of
+from captioner.data.sources.sample import Report, Sample
+from captioner.data.sources.text_files import encoding_problem, open_text
 from captioner.errors import CaptionerError
 
 MAX_LINE_CHARACTERS = 2**24
 
-Row = tuple[str, dict[str, Any]]  # where it stands, for error messages, and its columns
-Report = Callable[[str, str], None]  # (where, reason): raises, or notes a skip
+
+def read_table(path: str, config: SourceConfig, report: Report) -> Iterator[Sample]:
+    """A .jsonl, .csv, .tsv or .parquet file."""
+    config = config.model_copy(update={"path": path})
+    match os.path.splitext(path)[1].lower():
+        case ".jsonl":
+            rows = _jsonl_rows(path, report)
+        case ".parquet":
+            rows = parquet_rows(path, config)
+        case _:
+            rows = _csv_rows(path, config, report)
+    return merge_rows(samples_of(rows, config, ImageFolders.beside(path, config.images), report))
 
 
-def delimited_rows(path: str, image_column_of: Callable[[list[str]], str], report: Report) -> Iterator[Row]:
+def _jsonl_rows(path: str, report: Report) -> Iterator[Row]:
+    with open_text(path) as file:
+        lines = iter(lambda: file.readline(MAX_LINE_CHARACTERS), "")
+        for number, line in enumerate(lines, 1):
+            where = f"{path}:{number}"
+            if len(line) == MAX_LINE_CHARACTERS:
+                while line and not line.endswith("\n"):
+                    line = file.readline(MAX_LINE_CHARACTERS)
+                report(where, f"the line is over the limit of {MAX_LINE_CHARACTERS:,} characters")
+                continue
+            if not line.strip():
+                continue
+            if problem := encoding_problem(line):
+                report(where, f"malformed row: {problem}")
+                continue
+            try:
+                row = json.loads(line, object_pairs_hook=_unique)
+            except (ValueError, RecursionError) as error:
+                report(where, f"malformed row: not JSON: {error}")
+                continue
+            if isinstance(row, dict):
+                yield where, row
+            else:
+                report(where, f"malformed row: not an object but {row!r:.60}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return fields
+
+
+def _csv_rows(path: str, config: SourceConfig, report: Report) -> Iterator[Row]:
+    def image_column(header: list[str]) -> str:
+        check_columns(header, config, path)
+        return image_column_of(header, config)
+
+    return _delimited_rows(path, image_column, report)
+
+
+def _delimited_rows(path: str, image_column_of: Callable[[list[str]], str], report: Report) -> Iterator[Row]:
     """Rows delimited by whichever of `,` `;` `|` and tab the header has most of, each at the line on which it begins.
 
     Args:

@@ -9,44 +9,28 @@ import os
 import re
 import tarfile
 import unicodedata
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from captioner.config import SourceConfig
 from captioner.data.images import IMAGE_EXTENSIONS, MAX_BYTES
-from captioner.data.text import decode_text, lines_of
+from captioner.data.sources.image_names import ImageFolders
+from captioner.data.sources.rows import Row, samples_of
+from captioner.data.sources.sample import Report, Sample
+from captioner.data.sources.stored_images import ShardMember
+from captioner.data.sources.text_files import decode_text, lines_of
 from captioner.errors import CaptionerError
 
 MAX_TEXT_BYTES = 2**24
 
-Report = Callable[[str, str], None]  # as in `captioner.data.sources`
+
+def read_shards(pattern: str, config: SourceConfig, report: Report) -> Iterator[Sample]:
+    return samples_of(_rows(pattern, config, report), config, ImageFolders(None, []), report)
 
 
-@dataclass(frozen=True, slots=True)
-class ShardMember:
-    """A file in a tar file: where its bytes are."""
-
-    path: str
-    member: str
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        with open(self.path, "rb") as file:
-            return self.read_from(file)
-
-    def read_from(self, shard: BinaryIO) -> bytes:
-        shard.seek(self.offset)
-        return shard.read(self.size)
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.member}"
-
-
-def shard_rows(pattern: str, config: SourceConfig, report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(pattern: str, config: SourceConfig, report: Report) -> Iterator[Row]:
     """Where each sample of the shards stands, and its row: KEY.json's fields, its image and captions by the config's
     column names, and `__key__` (unique among all shards).
 

@@ -10,7 +10,8 @@ from PIL import Image
 from captioner import CaptionerTokenizer
 from captioner.cli import main
 from captioner.config import TokenizerConfig
-from captioner.data.tokenizer import clean_caption, encode_texts, train_tokenizer
+from captioner.data.captions import encode_texts
+from captioner.data.tokenizer_training import train_tokenizer
 from captioner.errors import CaptionerError
 
 CAPTIONS = {
@@ -133,12 +134,6 @@ def test_a_tokenizer_that_cannot_be_trained_is_refused_and_leaves_no_file(tmp_pa
     with pytest.raises(ValueError, match="vocab_size"):
         TokenizerConfig(vocab_size=10**9)  # SentencePiece would set the memory aside
     assert list(tmp_path.iterdir()) == []
-
-
-def test_captions_lose_white_space_and_a_final_full_stop_alone() -> None:
-    assert clean_caption(" A  dog\truns .\n") == "A dog runs"
-    assert clean_caption("一只狗。") == "一只狗"
-    assert clean_caption("No. 5 is ahead!") == "No. 5 is ahead!"
 
 
 @pytest.fixture

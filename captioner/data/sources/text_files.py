@@ -2,10 +2,10 @@
 
 import codecs
 import re
-import unicodedata
 from collections.abc import Callable
 from typing import TextIO
 
+from captioner.data.captions import has_words
 from captioner.errors import CaptionerError
 
 _BYTE_ORDER_MARKS = {
@@ -61,11 +61,6 @@ def encoding_problem(text: str) -> str | None:
 def lines_of(text: str) -> list[str]:
     """The lines of a text, with the blank ones, whichever system wrote it."""
     return re.split("\r\n|\r|\n", text)
-
-
-def has_words(caption: str) -> bool:
-    """Does a caption hold a letter, a digit or a symbol? One of punctuation alone says nothing."""
-    return any(unicodedata.category(character)[0] in "LNS" for character in caption)
 
 
 def load_text(path: str, report: Callable[[str, str], object]) -> list[str]:

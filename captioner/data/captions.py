@@ -1,0 +1,33 @@
+"""Captions: cleaned, checked, and encoded."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+
+def clean_caption(caption: str) -> str:
+    """White space collapsed and a final full stop dropped: half of all captions have one, and it says nothing."""
+    return re.sub(r"\s*[.。]+$", "", " ".join(caption.split()))
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text by a tokenizer of transformers, without start or end of sequence.
+
+    Text that spells a special token is encoded as text: "a sign that says </s>" does not end there.
+    """
+    if not texts:
+        return []
+    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True).input_ids
+
+
+def has_words(caption: str) -> bool:
+    """Does a caption hold a letter, a digit or a symbol? One of punctuation alone says nothing."""
+    return any(unicodedata.category(character)[0] in "LNS" for character in caption)
+
+
+def encode_captions(captions: Sequence[Sequence[str]], tokenizer: Any, max_tokens: int) -> list[list[list[int]]]:
+    """Ids of every image's captions, end-of-sequence last; longer captions are cut before it."""
+    texts = [clean_caption(caption) for group in captions for caption in group]
+    encoded = ([*ids[: max_tokens - 1], tokenizer.eos_token_id] for ids in encode_texts(tokenizer, texts))
+    return [[next(encoded) for _ in group] for group in captions]

@@ -1,0 +1,95 @@
+"""An image with its captions, what is left out, and which captions and labels are usable."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from PIL import Image
+
+from captioner.data.captions import has_words
+from captioner.data.sources.stored_images import ShardMember, StoredImage
+from captioner.data.sources.text_files import encoding_problem
+from captioner.errors import CaptionerError
+
+MAX_CAPTION_CHARACTERS = 10_000
+
+Report = Callable[[str, str], None]  # (where, reason): raises, or notes a skip
+
+
+class SourceError(CaptionerError):
+    """A fault that a field of `SourceConfig` gets around: `remedy` says how, to those who have a recipe."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An image and what is said of it.
+
+    Attributes:
+        id: the layout's own number, else the image's name as the source gives it, else the row's number.
+        image: what `load_image` takes.
+        captions: white space collapsed, otherwise as written; at least one, or none where `captioned` is false.
+        labels: class names or tags, from `label_column`.
+    """
+
+    id: str | int
+    image: str | bytes | Image.Image | StoredImage | ShardMember
+    captions: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Something left out: where (file and row) and why."""
+
+    where: str
+    reason: str
+
+
+def usable_captions(values: object, where: str, report: Report) -> tuple[str, ...]:
+    """The captions that can be used; the others are reported."""
+    captions = values if isinstance(values, list | tuple) else [values]
+    if not captions:
+        report(where, "the image has no caption")
+    good = []
+    for caption in captions:
+        text = " ".join(caption.split()) if isinstance(caption, str) else ""
+        if problem := _caption_problem(caption, text):
+            report(where, problem)
+        else:
+            good.append(text)
+    return tuple(good)
+
+
+def _caption_problem(caption: object, text: str) -> str | None:
+    if caption is not None and not isinstance(caption, str):
+        return f"the caption is not text: {caption!r:.60}"
+    if not text:
+        return "the caption is empty"
+    if len(text) > MAX_CAPTION_CHARACTERS:
+        return f"the caption has {len(text):,} characters, over the limit of {MAX_CAPTION_CHARACTERS:,}"
+    if "\0" in text:
+        return f"the caption holds a NUL character: {text!r:.60}"
+    if problem := encoding_problem(text):
+        return f"the caption is {problem}"
+    return None if has_words(text) else f"the caption holds no word: {text!r:.60}"
+
+
+def usable_labels(values: object, where: str, report: Report) -> tuple[str, ...]:
+    labels = values if isinstance(values, list | tuple) else [] if values is None else [values]
+    good: dict[str, None] = {}
+    for label in labels:
+        if isinstance(label, str | int):
+            good[str(label).strip()] = None
+        else:
+            report(where, f"the label is not text: {label!r:.60}")
+    good.pop("", None)
+    return tuple(good)
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), 1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
