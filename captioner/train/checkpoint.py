@@ -84,8 +84,8 @@ def save_training_state(
 ) -> None:
     """Write all but the weights.
 
-    `origin` is what of the recipe must not change (`resume_checks.origin`); `tensors` are the `training_tensors`, whole,
-    so that any number of processes can go on from them, and `random_states` [processes, bytes] of the generators that
+    `origin` is what of the recipe must not change (`resume_checks.origin`); `tensors` are the `training_tensors`,
+    whole, so that any number of processes can go on from them, and `random_states` [processes, bytes] of those that
     dropout draws from.
     """
     save_file(tensors, folder / "training_state.safetensors")
