@@ -1,9 +1,9 @@
-"""Draw a small captioning data set: two coloured shapes and how they lie, for tests and first experiments.
+"""Draw a small captioning data set for tests and first experiments: two coloured shapes and their arrangement.
 
     python examples/draw_shapes.py shapes/ --images 4000
     accelerate launch train.py --config configs/tiny.yaml
 
-Each picture has one right caption ("a red circle above a blue square"), so a model can be right to the word.
+Each picture has exactly one correct caption ("a red circle above a blue square").
 """
 
 import argparse

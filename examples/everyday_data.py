@@ -1,12 +1,12 @@
-"""Prepares what configs/everyday*.yaml train on besides photos with captions, in three steps.
+"""Prepare the data that configs/everyday*.yaml use besides captioned photos.
 
     python examples/everyday_data.py words OUT/words.txt TEXT.gz...
     python examples/everyday_data.py tags OUT/tagged.jsonl objects.json
     python examples/everyday_data.py pseudo OUT/pseudo.jsonl OUT/tagged.jsonl captions.jsonl
 
-`words` joins files of captions without photos, each caption once. `tags` writes {photo: names of its objects} as a
-table. `pseudo` keeps the captions that a model gave tagged photos (`infer.py photos/ -o captions.jsonl`) where a
-caption names an object that the photo is tagged with.
+`words` joins files of captions without photos and drops duplicates. `tags` turns {photo: names of its objects} into a
+table. `pseudo` takes the captions that a model gave the tagged photos (`infer.py photos/ -o captions.jsonl`) and keeps
+those that name an object of their photo.
 """
 
 import gzip
@@ -40,7 +40,7 @@ OTHER_NAMES = {
     "traffic light": "light",
     "wine glass": "glass wine",
 }
-"""Words by which captions call objects of COCO's 80 classes, besides the class's name."""
+"""Other words that captions use for the objects of COCO's 80 classes."""
 
 app = typer.Typer(add_completion=False, help=__doc__)
 

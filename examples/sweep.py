@@ -1,13 +1,13 @@
-"""Search the values of a recipe's keys with Optuna: every trial is a training, and later ones learn from earlier ones.
+"""Search settings of a recipe with Optuna: every trial is a training, and later trials learn from earlier ones.
 
     pip install -e ".[sweep]"
     python examples/sweep.py configs/tiny.yaml --trials 10 \
         phases.0.learning_rates.decoder=1e-4..1e-2:log model.num_hidden_layers=1..3 optimization.batch_size=16,32
 
-A key takes a range of numbers, low..high (whole numbers where both ends are; with :log drawn evenly by order of
-magnitude), or a choice, a,b,c; any other key=value holds for all trials. Trial 7 is the training OUTPUT/007. The same
-command goes on where it was stopped, or with more trials. A trial that fails, say because its loss is no longer finite,
-counts as worse than all others. What is printed at the end goes after `train.py --config`.
+A key takes a range, low..high (of integers if both ends are integers; with :log, values are drawn on a log scale), or a
+choice, a,b,c. Any other key=value applies to all trials. Trial 7 is the training OUTPUT/007. Run the same command again
+to continue after an interruption or with more trials. A trial that fails, for example on a non-finite loss, ranks below
+all others. The output is a recipe and overrides for `train.py --config`.
 """
 
 import argparse
