@@ -45,10 +45,10 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from captioner.convert import convert_model
+from captioner.convert.vision_encoder_decoder import convert_model
 from captioner.data.images import load_image
 from captioner.export.onnx import export_model
-from captioner.hub import load_model
+from captioner.hub.load import load_model
 from captioner.infer.captioner import Captioner
 from captioner.infer.exported import OnnxCaptioner, images_together, parts
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration

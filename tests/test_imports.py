@@ -23,14 +23,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": set(),  # save_pretrained copies these files beside a checkpoint: they stand alone
     "metrics": {"errors"},
     "data": {"config", "files", "errors"},
-    "hub": {"model", "errors"},
-    "card": {"errors"},
-    "average": {"hub", "card", "model", "files", "errors"},
-    "convert": {"hub", "card", "model", "files", "errors"},
+    "hub": {"model", "files", "errors"},
+    "convert": {"hub", "model", "files", "errors"},
     "infer": {"hub", "data", "model", "errors", "export.runtime", "export.search", "export.format"},
     "train": {
         "hub",
-        "card",
         "data",
         "model",
         "metrics",
@@ -42,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
     },
     "annotate": INFER_AND_BELOW,
-    "export": INFER_AND_BELOW | {"card"},
+    "export": INFER_AND_BELOW,
     "serve": INFER_AND_BELOW,
 }
 THE_TOP = {"__init__", "__main__", "cli"}  # may import every room

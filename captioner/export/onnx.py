@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captioner.card import read_card, write_card
 from captioner.errors import CaptionerError
 from captioner.export.format import FORMAT_VERSION, MODEL_TYPE, is_export
 from captioner.files import new_folder
-from captioner.hub import find_model, load_model
+from captioner.hub.card import read_card, write_card
+from captioner.hub.find import find_model
+from captioner.hub.load import load_model
 from captioner.infer.defaults import generation_defaults, options_with
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor

@@ -12,7 +12,7 @@ import numpy as np
 
 from captioner.data.images import ImageInput
 from captioner.export.format import is_export
-from captioner.hub import find_model
+from captioner.hub.find import find_model
 from captioner.infer.caption import Caption, as_several, pixel_batches
 from captioner.infer.defaults import options_with
 from captioner.infer.options import GenerationOptions, spelled

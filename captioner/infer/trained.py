@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captioner.data.captions import encode_texts
 from captioner.errors import CaptionerError
-from captioner.hub import load_model
+from captioner.hub.load import load_model
 from captioner.infer.caption import Caption, Tag, Token, likely_tags
 from captioner.infer.captioner import Captioner
 from captioner.infer.defaults import generation_defaults

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from captioner.config import RunConfig
 from captioner.data.tokenizer_training import train_tokenizer
 from captioner.errors import CaptionerError
-from captioner.hub import find_model, load_model
+from captioner.hub.find import find_model
+from captioner.hub.load import load_model
 from captioner.model.build import build_image_processor, build_model, change_image_size, load_trunk, names_timm_model
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from captioner.config import RunConfig
 from captioner.data.dataset import CaptionDataset, TextDataset
 from captioner.errors import CaptionerError
-from captioner.hub import load_model
+from captioner.hub.load import load_model
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.train.checkpoint import Progress

@@ -20,14 +20,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captioner.card import read_card, usage, write_card
 from captioner.config import Objective, PhaseConfig, RunConfig, Stretch
 from captioner.data.batches import Batch, load_batches, send
 from captioner.data.dataset import CaptionDataset, Place, TextDataset
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.files import check_file, reporting, whole_file
-from captioner.hub import find_model, save_model
+from captioner.hub.card import read_card, usage, write_card
+from captioner.hub.find import find_model
+from captioner.hub.load import save_model
 from captioner.metrics.score import score_captions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.train import checkpoint, fsdp, resume_checks

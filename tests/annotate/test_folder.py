@@ -750,7 +750,7 @@ def test_usage_errors_are_one_line_and_status_2(annotate, photos, arguments, mes
 
 
 def test_infer_py_is_captioner_annotate(photos, tiny_captioner, annotate):
-    script = Path(cli.__file__).parents[1] / "infer.py"
+    script = Path(cli.__file__).parents[2] / "infer.py"
     if not script.exists():
         pytest.skip("installed without the repository")
     odd = b"photos/caf\xe9.png" if sys.platform == "linux" else b"photos/last.png"  # no valid UTF-8

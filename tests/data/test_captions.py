@@ -6,7 +6,7 @@ import pytest
 
 from captioner.data.captions import clean_caption, encode_captions
 from captioner.data.dataset import TextDataset
-from captioner.hub import load_model
+from captioner.hub.load import load_model
 
 SIGN = "a red </s> square"
 

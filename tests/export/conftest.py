@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captioner.hub import load_model
+from captioner.hub.load import load_model
 
 
 @pytest.fixture(scope="session")

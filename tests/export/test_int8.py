@@ -19,7 +19,7 @@ from captioner.export import int8  # noqa: E402
 from captioner.export import onnx as module  # noqa: E402
 from captioner.export.rewrites import split_projections  # noqa: E402
 from captioner.export.runtime import DecoderSteps, ExportedCaptioner  # noqa: E402
-from captioner.hub import load_model  # noqa: E402
+from captioner.hub.load import load_model  # noqa: E402
 
 
 def error(actual: np.ndarray, expected: np.ndarray) -> float:

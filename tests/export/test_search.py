@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from captioner.errors import CaptionerError
-from captioner.hub import load_model
+from captioner.hub.load import load_model
 from captioner.infer.generation import Hypothesis, generate
 from captioner.infer.options import GenerationOptions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration

@@ -243,7 +243,7 @@ def test_missing_models_are_explained(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(CaptionerError, match="a file; a model is a folder"):
         Captioner.from_pretrained(tmp_path / "file")
-    monkeypatch.setattr("captioner.hub.BUNDLED", tmp_path)
+    monkeypatch.setattr("captioner.hub.find.BUNDLED", tmp_path)
     for bundled in (None, "default"):
         with pytest.raises(CaptionerError, match="no bundled model; name one"):
             Captioner.from_pretrained(bundled)

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from captioner.errors import CaptionerError
-from captioner.hub import BUNDLED
+from captioner.hub.find import BUNDLED
 from captioner.infer.captioner import Captioner
 from captioner.infer.defaults import generation_defaults, options_with
 from captioner.infer.options import GenerationOptions

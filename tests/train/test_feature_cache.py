@@ -18,7 +18,7 @@ from captioner.config import DataConfig, SourceConfig
 from captioner.data.dataset import CaptionDataset
 from captioner.data.sources import Sample, load_samples
 from captioner.errors import CaptionerError
-from captioner.hub import load_model
+from captioner.hub.load import load_model
 from captioner.train.feature_cache import cache_features
 
 Name = Callable[..., str]

@@ -10,7 +10,7 @@ from timm.layers import resample_abs_pos_embed
 
 from captioner.config import RunConfig
 from captioner.errors import CaptionerError
-from captioner.hub import load_model
+from captioner.hub.load import load_model
 from captioner.infer.captioner import Captioner
 from captioner.train.trainer import Trainer, train
 

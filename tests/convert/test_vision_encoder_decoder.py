@@ -33,13 +33,14 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from captioner import cli, convert
+from captioner import cli
 from captioner.config import RunConfig
-from captioner.convert import convert_model
+from captioner.convert import vision_encoder_decoder as convert
+from captioner.convert.vision_encoder_decoder import convert_model
 from captioner.data.captions import encode_texts
 from captioner.errors import CaptionerError
 from captioner.export.tokenizer import load_tokenizer
-from captioner.hub import load_model
+from captioner.hub.load import load_model
 from captioner.infer.captioner import Captioner
 from captioner.infer.generation import GenerationOptions, generate
 from captioner.train.trainer import Trainer, train

@@ -84,7 +84,7 @@ def test_metrics_load_neither_torch_nor_transformers() -> None:
         "sys.modules['captioner'] = package; import captioner.metrics.files;"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'rich')))"
     )
-    package = Path(__file__).parents[1] / "captioner"
+    package = Path(__file__).parents[2] / "captioner"
     assert subprocess.run([sys.executable, "-c", code, str(package)], check=False).returncode == 0
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from captioner import Captioner
-from captioner.average import average_models
 from captioner.cli import app
 from captioner.errors import CaptionerError
+from captioner.hub.average import average_models
 
 
 @pytest.fixture

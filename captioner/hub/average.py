@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from captioner.card import read_card, usage, write_card
 from captioner.errors import CaptionerError
 from captioner.files import new_folder
-from captioner.hub import find_model, load_model, save_model
+from captioner.hub.card import read_card, usage, write_card
+from captioner.hub.find import find_model
+from captioner.hub.load import load_model, save_model
 from captioner.model.configuration_captioner import CaptionerConfig
 
 MEANING = sorted(CaptionerConfig.__annotations__.keys() - {"image_size", "dropout", "initializer_range", "use_cache"})

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from captioner.card import read_card, write_card
 from captioner.errors import CaptionerError
+from captioner.hub.card import read_card, write_card
 
 CARD = """---
 license: apache-2.0

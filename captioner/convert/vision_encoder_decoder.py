@@ -30,10 +30,11 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
-from captioner.card import read_card, usage, write_card
 from captioner.errors import CaptionerError
 from captioner.files import new_folder
-from captioner.hub import find_model, quiet_transformers, save_model
+from captioner.hub.card import read_card, usage, write_card
+from captioner.hub.find import find_model
+from captioner.hub.load import quiet_transformers, save_model
 from captioner.model.build import build_model
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration

@@ -1,0 +1,89 @@
+"""The `captioner` command: one module per job. Each imports what it needs when it runs, so `--help` is quick."""
+
+import os
+import sys
+import warnings
+from contextlib import suppress
+
+import typer
+
+from captioner.cli import annotate, average, convert, evaluate, export, score, tokenizer, train
+from captioner.cli.console import close_stdout, open_console
+from captioner.errors import CaptionerError
+from captioner.memory import keep_freed_memory
+
+app = typer.Typer(
+    name="captioner",
+    help="Learn to describe images, then annotate images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Learn to describe images, then annotate images."""
+    # Leave stderr to us: the advice of these libraries, which read this when they are imported, is for programmers.
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+for job in (
+    score.score,
+    train.train,
+    tokenizer.tokenizer,
+    annotate.annotate,
+    evaluate.evaluate,
+    export.export,
+    convert.convert,
+    average.average,
+):
+    app.command()(job)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake costs one line on stderr and exit status 2."""
+    keep_freed_memory()
+    open_console()
+    status, fault = _run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # its reader has seen enough, as `head` has
+        status = status or 1
+        close_stdout()
+    except OSError as error:
+        status, fault = 2, f"stdout: cannot be written: {error.strerror}"
+        close_stdout()
+    if fault:
+        with suppress(OSError):
+            print(f"error: {fault}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _run() -> tuple[int, str]:
+    """Gives the exit status, and what went wrong."""
+    try:
+        app()
+    except SystemExit as end:
+        return int(end.code or 0), ""
+    except CaptionerError as error:
+        return 2, str(error)
+    except OSError as error:  # a disk that is full, a folder that may not be read
+        reason = error.strerror or str(error)
+        return 2, f"{error.filename}: {reason}" if error.filename else reason
+    return 0, ""
+
+
+def main_and_leave() -> None:
+    """`main`, for a process that captions and does no more: it leaves at once, with nothing to lose.
+
+    An orderly end takes all imported modules apart, which costs a process with torch in it more than a second.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        with suppress(OSError):
+            sys.stderr.flush()
+        os._exit(int(end.code or 0))

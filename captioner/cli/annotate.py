@@ -1,0 +1,145 @@
+"""`captioner annotate`: caption images."""
+
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from captioner.cli.shared import (
+    BatchSize,
+    Device,
+    LengthPenalty,
+    MaxNewTokens,
+    MinNewTokens,
+    Model,
+    NoRepeatNgramSize,
+    NumBeams,
+    Precision,
+    Workers,
+    default_workers,
+    given_options,
+    load_captioner,
+    refuse_a_lonely_process,
+)
+from captioner.errors import CaptionerError
+from captioner.files import is_plain
+
+
+def annotate(
+    paths: Annotated[list[str], typer.Argument(help="Images, folders (with all that lies in them) and globs.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write records here; default: a table.")] = None,
+    output_format: Annotated[str | None, typer.Option("--format", help="jsonl or csv; default: by suffix.")] = None,
+    model: Model = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = None,
+    num_workers: Workers = None,
+    num_beams: NumBeams = None,
+    max_new_tokens: MaxNewTokens = None,
+    min_new_tokens: MinNewTokens = None,
+    no_repeat_ngram_size: NoRepeatNgramSize = None,
+    length_penalty: LengthPenalty = None,
+    prefix: Annotated[str, typer.Option(help="How every caption starts: 'a photo of'.")] = "",
+    banned_word: Annotated[list[str] | None, typer.Option(help="Words that no caption uses; may be repeated.")] = None,
+    forced_word: Annotated[list[str] | None, typer.Option(help="Words in every caption; may be repeated.")] = None,
+    do_sample: Annotated[bool, typer.Option("--do-sample", help="Draw captions instead of searching.")] = False,
+    temperature: Annotated[float | None, typer.Option(help="Sampling: below 1 sharper, above 1 bolder.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sampling: from the k most probable tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sampling: from the tokens that hold this probability.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Sampling: the same seed draws the same captions.")] = None,
+    num_return_sequences: Annotated[
+        int | None, typer.Option(help="Captions an image. Default: the model's, or 1.")
+    ] = None,
+) -> None:
+    """Caption images.
+
+    Without -o: path, tab, caption, one line an image. With -o x.jsonl: one JSON object an image, and the images that
+    cannot be read in x.errors.jsonl; a run that was stopped is continued by the same command. With -o to a pipe or a
+    device: the same objects as they come, and the images that cannot be read on stderr.
+
+    For 1,000 images or more a short probe chooses what is left open: on a CPU the precision, bf16 where that is faster;
+    on an accelerator the batch size.
+
+    Exit status: 0 all captioned, 3 some images failed and the rest are written, 2 usage.
+    """
+    from captioner.annotate.folder import (
+        OutputFile,
+        Sink,
+        annotate,
+        choose_format,
+        inputs_of,
+        precision_left,
+        stream_to,
+        table,
+    )
+    from captioner.annotate.paths import find_images
+    from captioner.hub.find import digest
+    from captioner.infer.captioner import WORTH_TUNING
+    from captioner.infer.processes import this_process
+
+    refuse_a_lonely_process("infer.py")
+    process = this_process()
+    given = given_options(
+        do_sample=do_sample or None,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        length_penalty=length_penalty,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        num_return_sequences=num_return_sequences,
+    )
+    if output_format and not output:
+        raise CaptionerError("--format needs an output file (-o)")
+    chosen_format = choose_format(output, output_format) if output else ""
+    is_file = output is not None and is_plain(output)
+    if process.count > 1 and not is_file:
+        raise CaptionerError(f"{process.count} processes need an output file to write to together: -o out.jsonl")
+    if sys.__stdout__ is None and not output:
+        raise CaptionerError("stdout is closed; write to a file with -o")
+    is_mine = [process.owns(image) for image in find_images(paths)]
+    if not is_mine:
+        raise CaptionerError(f"no images in {', '.join(paths)}")
+    inputs = inputs_of(paths)
+    if precision == "auto" and output and is_file:
+        precision = precision_left(output, inputs) or precision  # a run goes on as it began
+    captioner = load_captioner(model, device, precision)
+    options = captioner.options(**given, **captioner.spelled(prefix, banned_word or (), forced_word or ()))
+    if len(is_mine) >= WORTH_TUNING:
+        captioner.tune(options, batch_size)
+        if process.rank == 0 and (output or sys.stderr.isatty()):
+            print(f"precision {captioner.precision}, batches of {batch_size or captioner.batch_size}", file=sys.stderr)
+    sink: Sink
+    if output and is_file:
+        weights = {"model": captioner.name, "files": digest(captioner.folder), "precision": captioner.precision}
+        sink = OutputFile(output, chosen_format, weights | {"options": asdict(options)}, inputs, process)
+    else:
+        sink = stream_to(output, chosen_format) if output else table()
+    try:
+        summary = annotate(
+            captioner,
+            lambda: find_images(paths),
+            options,
+            sink,
+            process,
+            total=sum(is_mine),
+            batch_size=batch_size or captioner.batch_size,
+            num_workers=num_workers or default_workers(),
+        )
+    except KeyboardInterrupt:
+        if process.rank == 0:
+            print("stopped" + (f"; the same command goes on from {output}.part" if is_file else ""), file=sys.stderr)
+        raise typer.Exit(130) from None
+    if summary is None:
+        return
+    if output:
+        with suppress(OSError):  # all is written, whatever has become of stderr
+            print(f"{summary.captioned} captioned, {summary.failed} failed", file=sys.stderr)
+    if summary.failed:
+        raise typer.Exit(3)

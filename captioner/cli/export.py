@@ -1,0 +1,21 @@
+"""`captioner export`: export a model to ONNX."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A folder, a Hugging Face Hub id, or `default`: the bundled model.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+) -> None:
+    """Write a model as ONNX, to caption without torch: `--model OUT`, or captioner.export.runtime.
+
+    The export is compared with the model, and not written where they disagree.
+    """
+    from captioner.export.onnx import export_model
+
+    agreement = export_model(model, output, precision)
+    print(f"{output}: {agreement.equal_tokens:.1%} of greedy tokens equal, logits within {agreement.difference:.1e}")

@@ -1,0 +1,101 @@
+"""What several commands share: types of options, and steps before and after the work."""
+
+import gc
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from captioner.errors import CaptionerError
+from captioner.files import check_file, is_plain, whole_file
+
+if TYPE_CHECKING:
+    from captioner.infer.captioner import Captioner
+
+# Options that `annotate` and `evaluate` share. Defaults are the model's, or else those of `GenerationOptions`.
+Model = Annotated[str | None, typer.Option(help="A folder or a Hugging Face Hub id; default: the bundled model.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...; auto: an accelerator where there is one.")]
+Precision = Annotated[
+    str, typer.Option(help="fp32, bf16 or fp16; auto: bf16 on an accelerator (fp16 where it has none), fp32 on a CPU.")
+]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images captioned at once. Default: 16.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Threads that decode images; default: one a core, at most 8.")]
+NumBeams = Annotated[int | None, typer.Option(help="Beam width; 1 is greedy. Default: the model's, or 3.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest caption in tokens. Default: the model's, or 40.")]
+MinNewTokens = Annotated[int | None, typer.Option(help="Shortest caption in tokens. Default: the model's, or 0.")]
+NoRepeatNgramSize = Annotated[
+    int | None, typer.Option(help="No n-gram of this many tokens twice. Default: the model's, or 0: off.")
+]
+LengthPenalty = Annotated[
+    float | None, typer.Option(help="Above 0 favours longer captions. Default: the model's, or 1.")
+]
+
+# Options that `score` and `evaluate` share.
+Metrics = Annotated[
+    str | None, typer.Option(help="Comma-separated; default: all that is installed but SPICE, which is slow.")
+]
+Tokenization = Annotated[
+    str, typer.Option(help="ptb: as the official scorer; char: characters, for languages written without spaces.")
+]
+
+
+def refuse_a_lonely_process(script: str) -> None:
+    """`accelerate launch --cpu --num_processes N` starts one process, and says nothing, where it is given no MPI."""
+    from captioner.infer.processes import COUNT
+
+    several = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
+    if several and not any(name in os.environ for name in COUNT):
+        raise CaptionerError(
+            "accelerate launch --cpu started one process of several, since it was given no --mpirun_hostfile; "
+            f"without MPI: ACCELERATE_USE_CPU=true torchrun --nproc-per-node N {script} ..."
+        )
+
+
+def given_options(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def metric_names(chosen: str | None, tokenization: str) -> list[str]:
+    from captioner.metrics.score import default_metrics
+
+    return default_metrics(tokenization) if chosen is None else [name.strip() for name in chosen.split(",")]
+
+
+def check_files(*paths: Path | None) -> None:
+    """Refuse now what could not be written when the work is done."""
+    given = [path for path in paths if path is not None]
+    for path in given:
+        check_file(path)
+        if is_plain(path) and [other.resolve() for other in given].count(path.resolve()) > 1:
+            raise CaptionerError(f"{path}: named for two outputs")
+
+
+def write_json(path: Path, value: Any) -> None:
+    import json
+
+    with whole_file(path) as file:
+        file.write(json.dumps(value, indent=1) + "\n")
+
+
+def default_workers() -> int:
+    from captioner.infer.processes import available_cores
+
+    return min(8, available_cores())
+
+
+def load_captioner(model: str | None, device: str, precision: str) -> "Captioner":
+    from captioner.infer.captioner import Captioner
+
+    # GNU's OpenMP reads this when torch is imported. By default its threads spin for milliseconds where they wait for
+    # each other, and beside other work captioning takes several times as long; on a quiet machine this costs nothing.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if device == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        device = "cpu"  # accelerate launch --cpu
+    gc.disable()  # what libraries and models make stays, and to look through it again and again takes a second
+    try:
+        return Captioner.from_pretrained(model, device, precision)
+    finally:
+        gc.freeze()
+        gc.unfreeze()  # the two together make all of it old
+        gc.enable()

@@ -1,0 +1,1 @@
+"""Public checkpoints of another make become captioners."""

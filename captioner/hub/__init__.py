@@ -1,0 +1,1 @@
+"""Models and their folders: finding, reading and writing them."""
