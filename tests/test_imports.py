@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     "model": set(),  # save_pretrained copies these files beside a checkpoint: they stand alone
     "metrics": {"errors"},
-    "data": {"config", "files", "errors"},
+    "data": {"model", "config", "files", "errors"},
     "hub": {"model", "files", "errors"},
     "convert": {"hub", "model", "files", "errors"},
     "infer": {"hub", "data", "model", "errors", "export.runtime", "export.search", "export.format"},

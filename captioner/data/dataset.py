@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,8 +18,10 @@ from captioner.data.captions import encode_captions
 from captioner.data.images import ImageError, load_image
 from captioner.data.sources import Sample
 from captioner.data.tags import UNTAGGED, TagTargets
+from captioner.model.preprocessing import Preprocessing
 
 IGNORE_INDEX = -100  # the label that torch's cross-entropy leaves out
+CROP_RATIOS = (3 / 4, 4 / 3)  # width / height of a random crop
 
 
 class Processor(Protocol):
@@ -62,6 +66,7 @@ class CaptionDataset(Dataset):
         self.captions_per_image = config.captions_per_image
         self.features = features
         self.augment = _augmentation(augmentation, processor.image_processor) if augmentation else None
+        self.min_size = _min_size(augmentation, processor.image_processor.preprocessing)
         self.seed = seed
         self.tags = tags
         self.num_tags = num_tags
@@ -83,7 +88,7 @@ class CaptionDataset(Dataset):
             readable = bool(item["trunk_features"].any())  # zeros stand for a photo that could not be read
             return item if readable else self._without_targets(item)
         try:
-            return item | {"pixel_values": self._pixels(load_image(sample.image), epoch, index)}
+            return item | {"pixel_values": self._pixels(load_image(sample.image, self.min_size), epoch, index)}
         except ImageError as error:
             size = self.image_processor.image_size
             blank = {"pixel_values": torch.zeros(3, size, size), "error": str(error)}
@@ -138,11 +143,20 @@ def _augmentation(config: AugmentationConfig, image_processor: Any) -> v2.Transf
     size, amount = image_processor.image_size, config.color_jitter
     return v2.Compose(
         [
-            v2.RandomResizedCrop(size, scale=config.crop_scale, interpolation=v2.InterpolationMode.BICUBIC),
+            v2.RandomResizedCrop(size, config.crop_scale, CROP_RATIOS, interpolation=v2.InterpolationMode.BICUBIC),
             v2.RandomHorizontalFlip(config.horizontal_flip),
             v2.ColorJitter(brightness=amount, contrast=amount, saturation=amount),
         ]
     )
+
+
+def _min_size(augmentation: AugmentationConfig | None, preprocessing: Preprocessing) -> int:
+    """Pixels of the shorter side to ask `load_image` for: as in inference, or enough for the smallest random crop."""
+    if augmentation is None or not augmentation.active:
+        return preprocessing.min_size
+    # A crop of area s and aspect ratio 3/4 to 4/3 keeps at least sqrt(3/4 * s) of the image's shorter side.
+    share = math.sqrt(min(CROP_RATIOS) * augmentation.crop_scale[0])
+    return replace(preprocessing, crop_pct=share).min_size
 
 
 class TextDataset(Dataset):
