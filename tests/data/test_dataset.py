@@ -14,7 +14,7 @@ from captioner.data import dataset
 from captioner.data.dataset import CaptionDataset
 from captioner.data.images import load_image
 from captioner.data.sources import Sample
-from captioner.hub import load_model
+from captioner.hub.load import load_model
 
 SIZES = [(1600, 1200), (300, 900), (40, 30)]
 
