@@ -1,5 +1,6 @@
 """The documentation names commands, options, recipes, files and links that exist."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -78,6 +79,13 @@ def test_every_training_shown_is_a_recipe_and_keys_that_it_takes(
     load_config(ROOT / recipe, [word for word in words if re.match(r"[\w.]+=", word) and "$" not in word])
 
 
+@pytest.mark.parametrize("text", [text for _, text in blocks("python")])
+def test_every_python_example_is_valid_and_imports_what_exists(text: str) -> None:
+    lines = ast.parse(text).body
+    imports: list[ast.stmt] = [line for line in lines if isinstance(line, ast.Import | ast.ImportFrom)]
+    exec(compile(ast.Module(imports, []), "example", "exec"), {})
+
+
 @pytest.mark.parametrize("text", [text for _, text in blocks("yaml")])
 def test_every_recipe_shown_is_one(text: str) -> None:
     basis = {
@@ -119,6 +127,15 @@ def test_the_readme_is_short_and_holds_the_two_commands_that_ci_runs() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150
     assert sum(line.startswith("python3 -m venv .venv ") for line in lines) == 2
+
+
+def test_contributing_lists_every_room_of_the_package() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^  (\w+)(?:/|\.py) ", text, re.MULTILINE))
+    rooms = {
+        path.stem for path in (ROOT / "captioner").iterdir() if (path / "__init__.py").exists() or path.suffix == ".py"
+    }
+    assert listed == rooms - {"__init__"} | {"assets"}
 
 
 def test_docs_find_something_to_check() -> None:
