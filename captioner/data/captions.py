@@ -1,14 +1,10 @@
-"""Captions: cleaned, checked, and encoded."""
+"""Captions: checked and encoded."""
 
-import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-
-def clean_caption(caption: str) -> str:
-    """White space collapsed and a final full stop dropped: half of all captions have one, and it says nothing."""
-    return re.sub(r"\s*[.。]+$", "", " ".join(caption.split()))
+from captioner.model.caption_cleaning import clean_caption
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

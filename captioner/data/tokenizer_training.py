@@ -7,9 +7,9 @@ from pathlib import Path
 import sentencepiece
 
 from captioner.config import TokenizerConfig
-from captioner.data.captions import clean_caption
 from captioner.errors import CaptionerError
 from captioner.files import check_file, reporting, whole_file
+from captioner.model.caption_cleaning import clean_caption
 
 
 def train_tokenizer(captions: Iterable[str], config: TokenizerConfig, path: Path) -> None:

@@ -9,6 +9,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from .caption_cleaning import clean_caption
 from .preprocessing import Preprocessing
 
 
@@ -54,9 +55,20 @@ class CaptionerImageProcessor(BaseImageProcessor):
 class CaptionerProcessor(ProcessorMixin):
     """Images to pixels, captions to ids and back.
 
-    The tokenizer is a `CaptionerTokenizer`, or a converted model's own that encodes as this does: the end of sequence
-    last, no start token.
+    The tokenizer is a `CaptionerTokenizer`, or a converted model's own that encodes in the same way: no start token,
+    the end of sequence last.
     """
 
     def __init__(self, image_processor: CaptionerImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(image_processor, tokenizer)
+
+    def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
+        """`pixel_values` of images, `input_ids` and `attention_mask` of captions; `kwargs` as `ProcessorMixin` takes.
+
+        Captions are cleaned as in our own training (`clean_caption`), so that any trainer gets the same labels.
+        """
+        if isinstance(text, str):
+            text = clean_caption(text)
+        elif text is not None:
+            text = [clean_caption(caption) for caption in text]
+        return super().__call__(images=images, text=text, **kwargs)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner.data.captions import clean_caption, encode_captions
+from captioner.data.captions import encode_captions
 from captioner.data.dataset import TextDataset
 from captioner.hub.load import load_model
 
@@ -29,9 +29,3 @@ def test_long_captions_are_cut_before_the_end_of_sequence(tokenizer):
     whole = encode_captions([["a red square"]], tokenizer, 40)[0][0]
     assert encode_captions([["a red square"]], tokenizer, len(whole))[0][0] == whole
     assert encode_captions([["a red square"]], tokenizer, 5)[0][0] == [*whole[:4], tokenizer.eos_token_id]
-
-
-def test_captions_lose_white_space_and_a_final_full_stop_alone() -> None:
-    assert clean_caption(" A  dog\truns .\n") == "A dog runs"
-    assert clean_caption("一只狗。") == "一只狗"
-    assert clean_caption("No. 5 is ahead!") == "No. 5 is ahead!"

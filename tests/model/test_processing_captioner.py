@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from captioner.data.captions import encode_captions
 from captioner.model.preprocessing import Preprocessing
 from captioner.model.processing_captioner import CaptionerImageProcessor, CaptionerProcessor
 
@@ -31,6 +32,30 @@ def test_the_processor_gives_what_the_spec_gives(processor: CaptionerProcessor) 
     assert batch["input_ids"].shape == batch["attention_mask"].shape
     one = processor(images=images[1], return_tensors="np")["pixel_values"]
     assert np.array_equal(one, expected[1:])
+
+
+CAPTIONS = [" a  red\tcircle .\n", "a green square。", "a red square", "no. 5", "...", "", "a sign says </s>."]
+
+
+def test_captions_get_the_ids_that_training_gives_them(processor: CaptionerProcessor) -> None:
+    expected = [ids for (ids,) in encode_captions([[caption] for caption in CAPTIONS], processor.tokenizer, 40)]
+    assert processor(text=CAPTIONS)["input_ids"] == expected
+    assert processor(text=tuple(CAPTIONS))["input_ids"] == expected
+    assert processor(None, CAPTIONS)["input_ids"] == expected
+    image = Image.new("RGB", (8, 8))
+    assert processor(images=[image] * len(CAPTIONS), text=CAPTIONS)["input_ids"] == expected
+    assert processor(text=CAPTIONS[0])["input_ids"] == expected[0]
+
+
+def test_captions_that_are_cut_keep_the_end_of_sequence_as_in_training(processor: CaptionerProcessor) -> None:
+    ((expected,),) = encode_captions([["a red square."]], processor.tokenizer, 5)
+    assert processor(text="a red square.", truncation=True, max_length=5)["input_ids"] == expected
+
+
+def test_captions_stay_as_the_caller_gave_them(processor: CaptionerProcessor) -> None:
+    captions = ["a red circle ."]
+    processor(text=captions)
+    assert captions == ["a red circle ."]
 
 
 def test_the_spec_survives_files(processor: CaptionerProcessor, tmp_path: Path) -> None:
