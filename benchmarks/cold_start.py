@@ -1,11 +1,11 @@
-"""Times `infer.py` on one photo in fresh processes, and prints one JSON line a route: through torch with the bundled
-checkpoint, and through its int8 export, which is made first.
+"""Time `infer.py` on one photo in fresh processes, and print one JSON line for each route: torch with the bundled
+checkpoint, and its int8 export, which is made first.
 
     python benchmarks/cold_start.py
 
-`seconds` is the whole command as a user waits for it, `cpu_seconds` what it computed: the two come apart where other
-work is on the machine. `split` is of a process beside it that makes the same calls one after the other: the interpreter
-and all imports, loading the model, reading and preprocessing the photo, captioning it. Nothing is cached but the files.
+`seconds` is the wall-clock time of the whole command and `cpu_seconds` its CPU time; they differ if the machine does
+other work. `split` comes from a separate process that makes the same calls in turn: the interpreter and all imports,
+loading the model, reading and preprocessing the photo, captioning it. Only the file cache is warm.
 """
 
 import argparse
@@ -58,7 +58,7 @@ print(json.dumps(laps))
 
 
 def python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a fresh interpreter with this captioner; a failure ends the benchmark with what it said."""
+    """Run a fresh interpreter with this captioner; a failure ends the benchmark with its message."""
     finished = subprocess.run(
         [sys.executable, *map(str, arguments)],
         check=False,
@@ -72,7 +72,7 @@ def python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def measure(photo: Path, model: Path | None, home: str, rounds: int) -> dict[str, Any]:
-    """One route: `home` is the module that computes it. The first round, which reads the files, is not counted."""
+    """One route, computed by the module `home`. The first round warms the file cache and is not counted."""
     command = [ROOT / "infer.py", photo, *(["--model", model] if model else [])]
     seconds, cpu_seconds, splits = [], [], []
     for _ in range(rounds + 1):

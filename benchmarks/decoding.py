@@ -1,12 +1,12 @@
-"""Times our decoding against transformers' `generate` on the same model, and prints one JSON line.
+"""Time our decoding against transformers' `generate` on the same model, and print one JSON line.
 
     CAPTIONER_FLICKR8K=folder python benchmarks/decoding.py
     python benchmarks/decoding.py --photos photos/ --model out/run
 
-Both decode the same encoder outputs, computed beforehand, in fp32: greedy and with 4 beams, in batches of 8 and of 1.
-Each round runs both in turn over all photos; the ratio is of median times. The token ids are compared as well.
-The stream is ours over all batches at once, where new images take the places of those that are done; its CPU time is
-beside that of ours batch by batch, as a busy machine spoils the clock's.
+Both sides decode the same precomputed encoder outputs in fp32: greedy and with 4 beams, in batches of 8 and of 1. Each
+round runs both in turn over all photos; the ratio compares median times. Token ids are compared as well. `stream` is
+our decoder over all batches at once, where new images replace finished ones; CPU times are reported too, because other
+work on the machine distorts wall-clock times.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def encode(captioner: Captioner, photos: list[Path]) -> Tensor:
 
 
 def ours(model: Any, batches: list[Tensor], options: GenerationOptions) -> list[list[int]]:
-    """The best caption's tokens of each image, without the end of sequence."""
+    """Tokens of each image's best caption, without the end of sequence."""
     outputs = (generate(model, {"encoder_outputs": BaseModelOutput(batch)}, options) for batch in batches)
     return [list(best.token_ids) for groups in outputs for best, *_ in groups]
 
@@ -69,7 +69,7 @@ def peer(model: Any, batches: list[Tensor], options: GenerationOptions) -> list[
 
 
 def compare(model: Any, features: list[Tensor], options: GenerationOptions, rounds: int) -> dict[str, Any]:
-    """Photos a second of all sides; the first round is warm-up."""
+    """Photos a second of each side; the first round is warm-up."""
     seconds: dict[Any, list[float]] = {ours: [], stream: [], peer: []}
     cpu_seconds: dict[Any, list[float]] = {ours: [], stream: [], peer: []}
     captions: dict[Any, list[list[int]]] = {}
@@ -105,7 +105,7 @@ def main() -> None:
         help="folder of JPEG files; default: images/ of CAPTIONER_FLICKR8K",
     )
     parser.add_argument("--model", help="default: the bundled checkpoint")
-    parser.add_argument("--count", type=int, default=64, help="photos, the first by name")
+    parser.add_argument("--count", type=int, default=64, help="number of photos, in order of their names")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     photos = sorted(options.photos.glob("*.jpg"))[: options.count] if options.photos else []

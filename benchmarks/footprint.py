@@ -1,17 +1,17 @@
-"""Computes what a recipe will take on GPUs that are not at hand: memory of one, and hours of all, by phase.
+"""Compute what a recipe needs on GPUs that are not at hand: memory of one GPU, and hours on all, for each phase.
 
     CAPTIONER_COCO_IMAGES=. python benchmarks/footprint.py configs/coco_vit_base.yaml --images 113287
 
-Nothing is trained: one step of each phase runs on torch's meta device, which has shapes but no numbers. Counted are
+Nothing is trained: one step of each phase runs on torch's meta device, which has shapes but no values.
 
-    memory   parameters, gradients and AdamW's two moments (float32, those of a part at rest among them, once it has
-             learnt), the average of the weights, and every tensor that autograd keeps for the backward pass, in the
-             precision of the recipe; not the allocator's slack, nor what cuBLAS and NCCL set aside (about 2 GiB)
-    hours    floating-point operations of the passes over `--teraflops` times `--utilization`. Drawing captions for
-             rewards counts as one more pass through the decoder without gradients; word by word it will take longer.
-             The images a second are what the processors have to decode to keep up, else they set the pace.
+    memory   parameters, gradients and AdamW's two moments (float32; also those of a frozen part, once it has been
+             trained), the average of the weights, and every tensor that autograd keeps for the backward pass, in the
+             precision of the recipe; without the allocator's slack and what cuBLAS and NCCL reserve (about 2 GiB)
+    hours    floating-point operations of all passes, divided by `--teraflops` times `--utilization`. Sampling captions
+             for rewards counts as one more pass through the decoder without gradients; token by token it will take
+             longer. The CPUs must decode the given images a second; if they are slower, they set the pace.
 
-Prints one JSON line a phase.
+Prints one JSON line for each phase.
 """
 
 import argparse
@@ -33,7 +33,7 @@ FORMATS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class KeptTensors(torch.autograd.graph.saved_tensors_hooks):
-    """Adds up what autograd keeps, each storage once, parameters not counted."""
+    """Adds up the tensors that autograd keeps, each storage once, without parameters."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__(self._pack, lambda tensor: tensor)
@@ -103,10 +103,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--images", type=int, required=True, help="in the training data")
+    parser.add_argument("--images", type=int, required=True, help="number of images in the training data")
     parser.add_argument("--gpus", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=13, help="of a caption, on average")
-    parser.add_argument("--teraflops", type=float, default=989.0, help="peak of a GPU in the recipe's precision")
+    parser.add_argument("--tokens", type=int, default=13, help="mean number of tokens in a caption")
+    parser.add_argument("--teraflops", type=float, default=989.0, help="peak of one GPU in the recipe's precision")
     parser.add_argument("--utilization", type=float, default=0.35, help="share of the peak that a training reaches")
     arguments = parser.parse_args()
     config = load_config(arguments.recipe, arguments.overrides)

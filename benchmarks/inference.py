@@ -1,14 +1,14 @@
-"""Times captioning, JPEG files to captions in hand, against transformers' VisionEncoderDecoderModel, same weights.
+"""Time captioning, from JPEG files to captions, against transformers' VisionEncoderDecoderModel with the same weights.
 
     CAPTIONER_FLICKR8K=folder python benchmarks/inference.py --peer transformers [--rounds 3] [--device cuda]
 
-The model: ViT-S/16 at 224 pixels and a GPT-2-style decoder of six layers, width 384 and GPT-2's vocabulary, with random
-weights, written by transformers and converted by `captioner convert`; 16 new tokens a caption, greedy and with 4 beams.
-The peer reads with Pillow and its own image processor and runs eagerly in fp32, at the best of its batch sizes. All
-sides go over the same photos in turn, one after another in each round; times are medians. Prints one JSON line a
-batch size and mode: photos a second, how many times the peer's, how many captions differ from the peer's, and what
-share each reaches of what the machine was measured to do: matrix products of its precision in the encoder, memory reads
-of the decoder's weights. On a GPU ours runs in bf16, in batches of 64, where some captions differ.
+The model: ViT-S/16 at 224 pixels and a GPT-2-style decoder of six layers, width 384 and GPT-2's vocabulary, with
+random weights, written by transformers and converted by `captioner convert`; 16 new tokens a caption, greedy and with
+4 beams. The peer reads with Pillow and its own image processor and runs eagerly in fp32, with its best batch size. In
+each round all sides caption the same photos in turn; times are medians. Prints one JSON line for each batch size and
+mode: photos a second, the ratio to the peer, how many captions differ from the peer's, and the share of the machine's
+measured limits that each side reaches: matrix products of its precision in the encoder, memory reads of weights in the
+decoder. On a GPU our side runs in bf16 in batches of 64, and some captions differ.
 """
 
 import argparse
@@ -289,7 +289,7 @@ def main() -> None:
     parser.add_argument("--peer", choices=["transformers"], default="transformers")
     parser.add_argument("--photos", type=Path, default=Path(default, "images") if default else None)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
-    parser.add_argument("--count", type=int, help="photos to caption: 64, on a GPU 512 unless told")
+    parser.add_argument("--count", type=int, help="number of photos; default: 64, on a GPU 512")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if options.photos is None:

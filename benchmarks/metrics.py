@@ -1,4 +1,4 @@
-"""Times captioner.metrics and the official scorer on the same files in one run, and prints one JSON line.
+"""Time captioner.metrics and the official scorer on the same files in one run, and print one JSON line.
 
     CAPTIONER_COCO=folder python benchmarks/metrics.py
 

@@ -1,9 +1,9 @@
-"""Compares captioner's tokenizer with the official Java one, caption by caption, and prints one JSON line a corpus.
+"""Compare captioner's tokenizer with the official Java one, caption by caption; print one JSON line for each corpus.
 
     python benchmarks/ptb_parity.py [--hard 10000] [--seed 0]
 
 Corpora: the references of the folder CAPTIONER_COCO, the raw captions of CAPTIONER_FLICKR8K (where set), and generated
-hard strings. Needs Java and the development dependency pycocoevalcap. Exits 1 where a caption differs.
+difficult strings. Needs Java and the development dependency pycocoevalcap. Exits with status 1 if any caption differs.
 """
 
 import argparse

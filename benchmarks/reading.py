@@ -1,9 +1,9 @@
-"""Times reading photos, JPEG files to what the model takes: at full and at reduced scale, by threads and by processes.
+"""Time reading photos, from JPEG files to model input: at full and at reduced scale, in threads and in processes.
 
     CAPTIONER_FLICKR8K=folder python benchmarks/reading.py [--size 4000] [--count 16]
 
-The photos are enlarged to the size of a camera's first. Prints one JSON line: photos a second of each way, how many
-times as fast a reduced scale is in one thread, and the largest and mean difference that it makes to pixels of 0 to 255.
+The photos are first enlarged to the size of a camera's. Prints one JSON line: photos a second for each way, the
+speed-up of the reduced scale in one thread, and the largest and mean difference that it makes to pixels from 0 to 255.
 """
 
 import argparse

@@ -1,29 +1,29 @@
-"""Times training steps of captioner and of transformers' Trainer in one run, and prints one JSON line.
+"""Time training steps of captioner and of transformers' Trainer in one run, and print one JSON line.
 
     CAPTIONER_FLICKR8K=folder python benchmarks/training.py
     python benchmarks/training.py --data photos/karpathy.json
 
-Without data, drawn shapes stand in for photos. Both sides train a ViT-S/16 at 224 pixels and a 3-layer decoder of width
-384 with cross-attention, from random weights, in two phases:
+Without data, drawn shapes stand in for photos. Both sides train a ViT-S/16 at 224 pixels and a 3-layer decoder of
+width 384 with cross-attention, from random weights, in two phases:
 
-    joint    encoder and decoder learn;
-    frozen   the encoder rests: we read cached features, the peer runs its encoder without gradients.
+    joint    encoder and decoder are trained;
+    frozen   the encoder is frozen: we read cached features, the peer runs its encoder without gradients.
 
-Ours is `captioner.train.trainer.train` with a recipe, as users run it: an image's five captions share one encoder pass.
-The peer is `VisionEncoderDecoderModel` (ViT and GPT-2) under transformers' `Trainer`: each caption is an example of its
-own, with its image.
+Our side is `captioner.train.trainer.train` with a recipe, as users run it: the five captions of an image share one
+encoder pass. The peer is `VisionEncoderDecoderModel` (ViT and GPT-2) under transformers' `Trainer`: each caption is
+one example, with its image.
 
-The same on both sides: photos, captions and their number in an optimizer step; JPEG decoding and preprocessing;
-vocabulary; widths, depths, heads and dropout; autocast's precision; fused AdamW and its settings; gradient clipping;
-fused attention; threads; batches bucketed by length, so that padding is small; loading in the training
-process, so that a step pays for its data. Neither compiles. Each round is an epoch of each side in turn over the same
-captions; the first step is warm-up, and what counts is the time from the end of an optimizer step to the end of the
-next, by the same hook. Validation and checkpoints fall between epochs and do not count.
+Both sides share: photos, captions and their number in an optimizer step; JPEG decoding and preprocessing; vocabulary;
+widths, depths, heads and dropout; autocast's precision; fused AdamW and its settings; gradient clipping; fused
+attention; threads; batches bucketed by length, so that padding is small; loading in the training process, so that a
+step includes the time for its data. Neither compiles. Each round is one epoch of each side in turn over the same
+captions. The first step is warm-up; the benchmark measures the time from the end of one optimizer step to the end of
+the next, with the same hook on both sides. Validation and checkpoints happen between epochs and do not count.
 
-Different, in the peer's favour: it takes the micro-batch that proves fastest here, by trial, where we take the step in
-one; it buckets single captions, we whole images; its attention weights go without dropout and its GELU is
-the plain one, for GPT-2's defaults are slower; it logs nothing. In ours: an image is decoded and encoded once for its
-five captions, or not at all where its features are cached; what caching costs is reported apart and spread over epochs.
+In the peer's favour: it uses the micro-batch that is fastest here, found by trial, where we take the step at once; it
+buckets single captions, we whole images; its attention weights have no dropout and its GELU is the exact one, because
+GPT-2's defaults are slower; it logs nothing. In our favour: an image is decoded and encoded once for its five
+captions, or not at all if its features are cached. The cost of caching is reported separately and spread over epochs.
 """
 
 import argparse
@@ -446,10 +446,10 @@ def main() -> None:
         default=Path(default) / "dataset_flickr8k.json" if default else None,
         help="Karpathy's layout, with the photos beside it or in images/; default: CAPTIONER_FLICKR8K, or drawn shapes",
     )
-    parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: the one that multiplies faster here")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: whichever multiplies faster here")
     parser.add_argument("--images-per-step", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=4, help="of an epoch, the first being warm-up")
-    parser.add_argument("--epochs", type=int, default=4, help="of our frozen phase, which caches features once")
+    parser.add_argument("--steps", type=int, default=4, help="steps of an epoch; the first is warm-up")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of our frozen phase, which caches features once")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if options.steps < 2:
