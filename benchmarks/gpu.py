@@ -1,22 +1,21 @@
-"""Learns in one command what a GPU does with captioner, and writes OUT/gpu.json and OUT/gpu.md as it goes.
+"""Measure captioner on a GPU in one command, and write OUT/gpu.json and OUT/gpu.md after each row.
 
     python benchmarks/gpu.py OUT                        ten minutes on an H100
     python benchmarks/gpu.py OUT --quick                four minutes: the most telling rows
     python benchmarks/gpu.py OUT --device cpu --tiny    a rehearsal, as in continuous integration
 
-It needs a checkout of this repository and what the package depends on (pytest for its tests), nothing installed and
-nothing downloaded: weights are random, photos are drawn. Sections run one after another, each in a process of its own
-with a time budget, so that a crash, a hang or a broken CUDA context costs one row. What is measured is in
-gpu_sections.py:
+It needs a checkout of this repository and the package's dependencies (pytest for the tests). Nothing is installed or
+downloaded: weights are random and photos are drawn. Sections run in turn, each in its own process with a time budget,
+so that a crash, a hang or a broken CUDA context costs one row. gpu_sections.py measures them:
 
-    device       versions, and what the device does at most: matrix products, memory, copies
+    device       versions, and the device's limits: matrix products, memory, copies
     tests        pytest -m gpu
-    inference    ours against transformers' generate, eager and compiled with a static cache, the same weights
-    training     ours against transformers' Trainer, the same shape; data loading apart
-    profile      kernels that take the most time, and how long the device waits
-    memory       where it goes
+    inference    ours against transformers' generate, eager and compiled with a static cache, same weights
+    training     ours against transformers' Trainer, same shape; data loading separately
+    profile      the most expensive kernels, and how long the device waits
+    memory       what uses it
 
-OUT/gpu.log holds what the sections print. The exit status is 1 where the time ran out, 0 otherwise, whatever failed.
+OUT/gpu.log holds the output of the sections. The exit status is 1 if time ran out, otherwise 0, even if rows failed.
 """
 
 import argparse
@@ -228,11 +227,11 @@ def table(rows: list[Row]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the report; made if need be")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the report; created if missing")
     parser.add_argument("--quick", action="store_true", help="the most telling rows, in four minutes")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="models of a few thousand weights, to try the command out")
-    parser.add_argument("--sections", nargs="+", metavar="NAME", choices=list(BUDGETS["full"]), help="these alone")
+    parser.add_argument("--sections", nargs="+", metavar="NAME", choices=list(BUDGETS["full"]), help="run only these")
     options = parser.parse_args()
     options.out = options.out.absolute()
     options.out.mkdir(parents=True, exist_ok=True)

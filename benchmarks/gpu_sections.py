@@ -1,12 +1,12 @@
-"""What gpu.py measures: each section is run by it in a process of its own, one JSON line a row on stdout.
+"""What gpu.py measures. gpu.py runs each section in its own process; each row is one JSON line on stdout.
 
     PYTHONPATH=. python benchmarks/gpu_sections.py SECTION SCRATCH    then a line {} on stdin
 
 Both sides of a comparison have the same weights or the same shape, the same precision and the same batch. Inference
-writes 16 tokens a caption; "ours" is a `Captioner`'s stream, words included, and the peer is transformers'
-`VisionEncoderDecoderModel.generate` with its tokenizer, eager or with a static cache, which it then compiles. Training
-takes steps on batches that are on the device already, five captions an image; the peer is transformers' Trainer on
-single captions, each with its image.
+writes 16 tokens a caption. Our side is a `Captioner`'s stream, including decoding to text; the peer is transformers'
+`VisionEncoderDecoderModel.generate` with its tokenizer, eager or compiled with a static cache. Training steps use
+batches that are already on the device, five captions an image; the peer is transformers' Trainer on single captions,
+each with its image.
 """
 
 import argparse
