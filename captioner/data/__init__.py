@@ -1,1 +1,1 @@
-"""Where samples come from, and how they become batches."""
+"""Reads images and captions and turns them into batches."""

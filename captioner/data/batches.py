@@ -1,4 +1,4 @@
-"""Items to batches: the images of a batch and all their captions, of like lengths and in a reproducible order.
+"""Collates items into batches of images with all their captions; groups similar lengths in a reproducible order.
 
 Shapes: B images, K captions an image, T tokens of the longest caption in the batch, C tags.
 """
@@ -18,13 +18,13 @@ from captioner.data.dataset import IGNORE_INDEX, CaptionDataset, Place, TextData
 
 @dataclass
 class Batch:
-    """Images, or the trunk's tokens for them, or neither where there are words alone, with their captions.
+    """Images or their trunk features (neither for text alone), with captions.
 
     `encoder_inputs` holds `pixel_values` [B, 3, height, width] or `trunk_features` [B, P, width]; `labels` is
-    [B * K, T]; `tags` [B, C] is 0 or 1, `IGNORE_INDEX` where nobody has said whether the image has the tag. Labels and
-    tags stay on the host, where they can be counted without waiting for the device.
-    An image that could not be read stays as a blank one without captions or tags; `errors` gives its row and why. ""
-    marks an image that was only taken along.
+    [B * K, T]; `tags` [B, C] is 0 or 1, or `IGNORE_INDEX` if unknown. Labels and tags stay on the host, so that they
+    can be counted without waiting for the device.
+    An unreadable image is replaced by a blank one without captions or tags; `errors` maps its row to the reason. An
+    empty reason marks a filler (see `Place`).
     """
 
     ids: list[str | int]
@@ -35,15 +35,15 @@ class Batch:
 
     @property
     def captioned(self) -> Tensor:
-        """[B], True for images with a caption."""
+        """[B], True for each image with a caption."""
         return (self.labels != IGNORE_INDEX).view(len(self.ids), -1).any(1)
 
     def to(self, device: torch.device) -> "Batch":
-        """The encoder's inputs on the device, or on their way to it."""
+        """Move the encoder's inputs to the device, asynchronously on CUDA."""
         return replace(self, encoder_inputs={name: send(value, device) for name, value in self.encoder_inputs.items()})
 
     def split(self, size: int) -> list["Batch"]:
-        """The same items in batches of at most `size`."""
+        """Split into batches of at most `size` items."""
         captions = len(self.labels) // len(self.ids)
         return [
             Batch(
@@ -57,19 +57,19 @@ class Batch:
         ]
 
     def without_targets(self) -> "Batch":
-        """The first image, taken along without captions and tags."""
+        """Return the first image as a filler, without captions or tags."""
         first = self.split(1)[0]
         tags = None if first.tags is None else torch.full_like(first.tags, IGNORE_INDEX)
         return Batch(first.ids, first.encoder_inputs, torch.full_like(first.labels, IGNORE_INDEX), {0: ""}, tags)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device; a CUDA device gets it in its turn, and the host does not wait."""
+    """Copy a host tensor to the device; to CUDA asynchronously, from pinned memory."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def collate(items: list[dict[str, Any]], captions_per_image: int) -> Batch:
-    """Items of `CaptionDataset` -> `Batch`; an image with fewer captions gets rows without labels."""
+    """Collate items; an image with fewer than `captions_per_image` captions gets rows without labels."""
     length = max((len(ids) for item in items for ids in item["captions"]), default=1)
     labels = torch.full((len(items) * captions_per_image, max(length, 1)), IGNORE_INDEX)
     for row, item in enumerate(items):
@@ -88,9 +88,9 @@ def collate(items: list[dict[str, Any]], captions_per_image: int) -> Batch:
 def bucketed_batches(
     lengths: Sequence[int], batch_size: int, seed: int, epoch: int, bucket: int = 32
 ) -> list[list[int]]:
-    """Every index once, in batches of like lengths, shuffled anew each epoch.
+    """Return every index once, in batches of similar lengths, reshuffled each epoch.
 
-    Shuffled runs of `bucket` batches are sorted by length and cut up, so that padding is small and batches still vary.
+    Each shuffled run of `bucket` batches is sorted by length and cut into batches: padding is small, yet batches vary.
     """
     draw = np.random.default_rng((seed, epoch))
     order = draw.permutation(len(lengths)).tolist()
@@ -107,10 +107,10 @@ def load_batches(
     num_workers: int,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """A loader over these batches of indices or places. Its own generator keeps it from drawing on the training's."""
+    """Make a loader over batches of indices or places. It has its own generator, to leave the training's alone."""
     return DataLoader(
         dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]  # any sized iterable of index lists will do
+        batch_sampler=batches,  # type: ignore[arg-type]  # torch accepts any sized iterable of index lists
         collate_fn=partial(collate, captions_per_image=dataset.captions_per_image),
         num_workers=0 if dataset.features is not None else num_workers,
         pin_memory=pin_memory,

@@ -1,4 +1,4 @@
-"""Samples to items: an image's pixels with the ids of its captions, reproducible wherever chance has a part."""
+"""Turns samples into items: pixels with the token ids of captions. All random choices are reproducible."""
 
 import hashlib
 import json
@@ -20,29 +20,29 @@ from captioner.data.sources import Sample
 from captioner.data.tags import UNTAGGED, TagTargets
 from captioner.model.preprocessing import Preprocessing
 
-IGNORE_INDEX = -100  # the label that torch's cross-entropy leaves out
+IGNORE_INDEX = -100  # the label that torch's cross-entropy ignores
 CROP_RATIOS = (3 / 4, 4 / 3)  # width / height of a random crop
 
 
 class Processor(Protocol):
-    """What of a processor the data needs."""
+    """The parts of a processor that data sets need."""
 
     image_processor: Any
     tokenizer: Any
 
 
 Place = tuple[int, int]
-"""A pass and an index: what is drawn at random for an item depends on these and the seed alone. Where every item comes
-once an epoch, its passes are the epochs.
+"""A pass and an index. The random choices for an item depend on these and the seed alone. If an epoch uses every item
+once, passes are epochs.
 
-The index ~i stands for image i without its targets: a process that has no image of its own in a step takes one along
-that teaches nothing, since all processes have to take as many passes.
+The index ~i is image i without targets, a filler: every process must run as many forward passes as the others, so one
+that has no image of its own in a step runs an image that contributes no loss.
 """
 
 
 class CaptionDataset(Dataset):
-    """One item an image, with all its captions, at an index or an (epoch, index). What is drawn at random depends on
-    these and the seed alone, so that neither the number of workers nor of processes changes it."""
+    """An item for each image, with all its captions, by index or `Place`. Random choices depend on these and the seed
+    alone, not on the number of workers or processes."""
 
     def __init__(
         self,
@@ -56,8 +56,8 @@ class CaptionDataset(Dataset):
         num_tags: int = 0,
         weights: Sequence[float] | None = None,
     ) -> None:
-        """`tags` are those of each sample, of `num_tags` in all; `weights` say how often an epoch takes each sample,
-        by default once."""
+        """`tags` has the targets of each sample, over `num_tags` tags; `weights` says how often an epoch uses each
+        sample (default: once)."""
         self.samples = samples
         self.image_processor = processor.image_processor
         self.captions = encode_captions(
@@ -85,7 +85,7 @@ class CaptionDataset(Dataset):
             item["tags"] = self._tag_row(self.tags[index])
         if self.features is not None:
             item["trunk_features"] = self.features[index]
-            readable = bool(item["trunk_features"].any())  # zeros stand for a photo that could not be read
+            readable = bool(item["trunk_features"].any())  # all zeros: the image could not be read
             return item if readable else self._without_targets(item)
         try:
             return item | {"pixel_values": self._pixels(load_image(sample.image, self.min_size), epoch, index)}
@@ -104,17 +104,17 @@ class CaptionDataset(Dataset):
         return row
 
     def places(self, epoch: int) -> list[Place]:
-        """What an epoch takes: each sample as often as its weight says, spread evenly over the epochs."""
+        """Return the places of an epoch: each sample as often as its weight, spread evenly over the epochs."""
         return epoch_places(len(self), epoch, self.weights)
 
     def fingerprint(self) -> str:
-        """A digest of what decides the batches: the samples' ids, lengths and weights."""
+        """Return a digest of what determines the batches: the samples' ids, lengths and weights."""
         return _digest([[sample.id for sample in self.samples], self.lengths(), self.weights])
 
     def lengths(self) -> list[int]:
-        """Tokens of each image's captions together, as packed in a row; where some of many are drawn, in the mean.
+        """Return the total caption tokens of each image; the expected total if captions are sampled.
 
-        Images without captions take the lengths of others, so that batches of like lengths hold both.
+        Images without captions borrow the lengths of others, so that bucketing mixes both kinds.
         """
         drawn = [min(self.captions_per_image / max(len(captions), 1), 1) for captions in self.captions]
         tokens = [round(share * sum(map(len, captions))) for share, captions in zip(drawn, self.captions, strict=True)]
@@ -131,13 +131,13 @@ class CaptionDataset(Dataset):
     def _pixels(self, image: Any, epoch: int, index: int) -> Tensor:
         if self.augment is None:
             return torch.from_numpy(self.image_processor.preprocessing(image))
-        with torch.random.fork_rng(devices=[]):  # and seed the CPU's generator alone: transforms draw from no other
+        with torch.random.fork_rng(devices=[]):  # transforms only draw from the CPU's generator
             torch.default_generator.manual_seed(int(np.random.default_rng((self.seed, epoch, index)).integers(2**31)))
             return torch.from_numpy(self.image_processor.preprocessing.normalize(self.augment(image)))
 
 
 def _augmentation(config: AugmentationConfig, image_processor: Any) -> v2.Transform | None:
-    """PIL image -> PIL image of the model's size."""
+    """Return a transform from a PIL image to one of the model's size, or None if nothing is augmented."""
     if not config.active:
         return None
     size, amount = image_processor.image_size, config.color_jitter
@@ -151,7 +151,7 @@ def _augmentation(config: AugmentationConfig, image_processor: Any) -> v2.Transf
 
 
 def _min_size(augmentation: AugmentationConfig | None, preprocessing: Preprocessing) -> int:
-    """Pixels of the shorter side to ask `load_image` for: as in inference, or enough for the smallest random crop."""
+    """Return `load_image`'s `min_size`: as in inference, or enough for the smallest random crop."""
     if augmentation is None or not augmentation.active:
         return preprocessing.min_size
     # A crop of area s and aspect ratio 3/4 to 4/3 keeps at least sqrt(3/4 * s) of the image's shorter side.
@@ -160,7 +160,7 @@ def _min_size(augmentation: AugmentationConfig | None, preprocessing: Preprocess
 
 
 class TextDataset(Dataset):
-    """Captions without images, one an item, for a decoder that learns words alone."""
+    """Captions without images, one per item, for language modeling."""
 
     captions_per_image = 1
     features: None = None
@@ -192,10 +192,10 @@ def _digest(value: Any) -> str:
 
 
 def epoch_places(count: int, epoch: int, weights: Sequence[float] | None = None) -> list[Place]:
-    """The places of an epoch over `count` items, which number their own passes.
+    """Return the places of an epoch over `count` items; each item counts its own passes.
 
-    Item i of weight w has had floor(w * e + shift) passes before epoch e. The shift, a multiple of the golden ratio,
-    spreads the items of a weight below 1 evenly over the epochs; of weight 1, pass and epoch are the same.
+    Item i of weight w has had floor(w * e + shift) passes before epoch e. The shift, a multiple of the golden ratio
+    modulo 1, spreads items with a weight below 1 evenly over the epochs; at weight 1, pass and epoch are equal.
     """
     if weights is None:
         return [(epoch, index) for index in range(count)]

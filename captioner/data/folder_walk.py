@@ -1,22 +1,22 @@
-"""Walks folders of files: every folder once, links followed, whatever cannot be read named."""
+"""Walks folders: follows links, enters every folder once, and reports what cannot be read."""
 
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 FolderId = tuple[int, int]
-"""Device and inode: the same folder, whichever path or link led to it."""
+"""Device and inode: identifies a folder, whichever path or link leads to it."""
 
 
 class Entry(NamedTuple):
-    """What a folder holds under a name."""
+    """A file or folder in a folder."""
 
     name: str
     is_folder: bool
 
 
 class Found(NamedTuple):
-    """A file, or with `error` a folder that cannot be read. `folder` is the one it lies in, None for the first."""
+    """A file, or with `error` an unreadable folder. `folder` is its parent, None for the start."""
 
     path: str
     folder: FolderId | None
@@ -24,12 +24,12 @@ class Found(NamedTuple):
 
 
 def walk(folder: str, walked: set[FolderId]) -> Iterator[Found]:
-    """Give the files below a folder, a folder's names in order, without the hidden ones (`.name`).
+    """Yield the files below a folder, sorted by name within each folder, without hidden ones (`.name`).
 
     Args:
         folder: where to start; paths begin with it.
-        walked: the folders not to enter, because an earlier walk did; this walk adds those that it enters, which also
-            ends loops of links.
+        walked: folders to skip, since an earlier walk entered them. This walk adds those it enters, which also breaks
+            loops of links.
     """
     pending: list[tuple[FolderId | None, str, Entry]] = [(None, folder, Entry("", True))]  # a stack: trees can be deep
     while pending:
@@ -51,7 +51,7 @@ def walk(folder: str, walked: set[FolderId]) -> Iterator[Found]:
 
 
 def list_folder(folder: str) -> list[Entry]:
-    """What a folder ("" for the current one) holds, by name.
+    """List a folder ("" for the current one), sorted by name.
 
     Raises:
         OSError: it cannot be read.
@@ -61,7 +61,7 @@ def list_folder(folder: str) -> list[Entry]:
 
 
 def folder_id(folder: str) -> FolderId:
-    """Raises OSError where the folder ("" for the current one) cannot be reached."""
+    """Raises OSError if the folder ("" for the current one) cannot be reached."""
     status = os.stat(folder or os.curdir)
     return status.st_dev, status.st_ino
 
@@ -70,6 +70,6 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
     except PermissionError:
-        return True  # it may be one: entering it fails, which names it
+        return True  # perhaps a folder: entering it will fail and report it
     except OSError:
-        return False  # a link that leads to itself
+        return False  # a link to itself

@@ -1,4 +1,4 @@
-"""What an image is tagged with, for training: the data set's labels, or the words that its captions share with many."""
+"""Tags of images for training: the data set's labels, or frequent words of its captions."""
 
 import unicodedata
 from collections import Counter
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from captioner.data.sources import Sample
 
-# The closed classes of English: what stands in a caption for grammar, number or place, and names nothing in the image.
+# English function words: they name nothing in the image.
 FUNCTION_WORDS = frozenset(
     # articles, demonstratives, quantifiers, numerals
     """a an the this that these those all another any both each either every few half less lots many more most much
@@ -30,7 +30,7 @@ FUNCTION_WORDS = frozenset(
 
 
 class _Letters(dict[int, str]):
-    """For `str.translate`: what is no part of a word becomes a space."""
+    """A table for `str.translate` that maps everything but word characters to spaces."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -43,27 +43,27 @@ _LETTERS = _Letters()
 
 
 def frequent_words(captions_per_image: Iterable[Sequence[str]], size: int) -> list[str]:
-    """The `size` content words found in the captions of most images, most frequent first, then by the alphabet.
+    """Return the `size` content words that occur in the most images, most frequent first, then alphabetically.
 
-    Of languages that put spaces between words; English alone has its function words left out.
+    Works for languages with spaces between words; only English function words are excluded.
     """
     counts = Counter(word for captions in captions_per_image for word in content_words(captions))
     return sorted(counts, key=lambda word: (-counts[word], word))[:size]
 
 
 def content_words(captions: Sequence[str]) -> set[str]:
-    """The words of an image's captions, lower case and without a possessive 's, but for function words."""
+    """Return the words of an image's captions, lower case, without possessive 's and without function words."""
     words = unicodedata.normalize("NFC", " ".join(captions)).lower().translate(_LETTERS).split()
     return {word.strip("'-").removesuffix("'s") for word in words} - FUNCTION_WORDS - {""}
 
 
 def label_names(samples: Iterable[Sample]) -> list[str]:
-    """Every label of a data set, in the order of the alphabet."""
+    """Return every label of a data set, alphabetically."""
     return sorted({label for sample in samples for label in sample.labels})
 
 
 class TagTargets(NamedTuple):
-    """What is known of an image's tags, as indices of their names: those it has, among those that somebody judged."""
+    """An image's tags as indices into `tag_names`: the tags it has, among those for which that is known."""
 
     present: frozenset[int]
     known: frozenset[int]
@@ -73,15 +73,15 @@ UNTAGGED = TagTargets(frozenset(), frozenset())
 
 
 def tag_names(labels: Sequence[str], words: Sequence[str]) -> list[str]:
-    """The names that a head tells apart: labels of a data set, then words of its captions that are no labels."""
+    """Return the classes of a tag head: labels, then caption words that are not also labels."""
     return [*labels, *(word for word in words if word not in set(labels))]
 
 
 def tag_targets(samples: Iterable[Sample], labels: Sequence[str], words: Sequence[str]) -> list[TagTargets]:
-    """For each sample what is known of the `tag_names` of these labels and words.
+    """Return each sample's targets over `tag_names(labels, words)`.
 
-    An image with labels has these and none of the other `labels`; an image with captions has the words that they use
-    and none of the other `words`. The rest is unknown.
+    A labelled image has its labels and none of the other `labels`; a captioned image has the words in its captions and
+    none of the other `words`. Everything else is unknown.
     """
     index = {name: number for number, name in enumerate(tag_names(labels, words))}
     judged = {

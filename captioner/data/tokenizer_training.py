@@ -1,4 +1,4 @@
-"""Trains the SentencePiece tokenizer on captions, in whatever script they are."""
+"""Trains a SentencePiece tokenizer on captions in any script."""
 
 import io
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ from captioner.model.caption_cleaning import clean_caption
 
 
 def train_tokenizer(captions: Iterable[str], config: TokenizerConfig, path: Path) -> None:
-    """Write a SentencePiece model to `path`; the ids of padding, start, end and unknown are 0, 1, 2 and 3.
+    """Write a SentencePiece model to `path`, and create its folder; pad, start, end and unknown have ids 0, 1, 2, 3.
 
-    Every character of the captions gets a piece, and bytes stand in for characters never seen, so that any text
-    survives encoding and decoding up to NFKC normalisation (and case, where `lowercase`).
+    Every character of the captions gets a piece and unseen characters fall back to bytes, so that any text survives
+    encoding and decoding, up to NFKC normalisation (and case, with `lowercase`). Few captions give fewer pieces than
+    `vocab_size`.
 
     Raises:
-        CaptionerError: no captions, or more characters in them than `vocab_size` holds. (Of too few captions fewer
-            pieces are made than `vocab_size`.) Or `path`, whose folder is made, cannot be written.
+        CaptionerError: there are no captions, they have more characters than `vocab_size`, or `path` is not writable.
     """
     with reporting(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,11 +45,11 @@ def train_tokenizer(captions: Iterable[str], config: TokenizerConfig, path: Path
             unk_id=3,
             hard_vocab_limit=False,
             max_sentence_length=16_384,
-            num_threads=1,  # the pieces do not depend on the machine
+            num_threads=1,  # the result must not depend on the machine
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        reason = str(error).rpartition("] ")[2]  # what went wrong, after where in SentencePiece's sources
+        reason = str(error).rpartition("] ")[2]  # drop the location in SentencePiece's sources
         raise CaptionerError(f"a vocabulary of {config.vocab_size} pieces cannot be trained: {reason}") from error
     with whole_file(path) as file:
         file.buffer.write(model.getvalue())

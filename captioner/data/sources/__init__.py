@@ -1,4 +1,4 @@
-"""Reads images and their captions from every layout that they are kept in; see `layouts` for which."""
+"""Reads samples (images with captions) from data sets in many layouts; `layouts` lists them."""
 
 from captioner.data.sources.layouts import iter_samples, load_samples
 from captioner.data.sources.sample import Sample, Skip, SourceError

@@ -1,4 +1,4 @@
-"""Rows of the tables that `datasets` keeps on disk: .parquet files and data sets in its cache."""
+"""Yields the rows of Arrow tables that `datasets` memory-maps: .parquet files and data sets in its cache."""
 
 import glob
 import hashlib
@@ -43,10 +43,10 @@ def stored_rows(table: Any, config: SourceConfig) -> Iterator[Row]:
 
 
 def _images_of(batch: pa.Table, column: str, config: SourceConfig) -> Iterator[str | bytes | None]:
-    """The image's path where the table has paths; else a digest, the same for two rows that show the same picture.
+    """Yield each image's path if the table has paths, else a digest of the encoded image.
 
-    A table with a list of captions, or with none, has a row an image: nothing to compare, so images are not read and
-    digests empty.
+    A table with a list of captions per row, or without captions, has one row per image. There is nothing to compare,
+    so images are not read and digests are empty.
     """
     cells = batch.column(column)
     if not pa.types.is_struct(cells.type):
@@ -74,7 +74,7 @@ def first_line(error: Exception) -> str:
 
 
 def with_encoded_images(table: Any, config: SourceConfig) -> tuple[Any, str]:
-    """The table with its images left encoded, and the name of their column."""
+    """Return the table with its images left encoded, and the name of their column."""
     import datasets
 
     names = column_names(table)
@@ -90,7 +90,7 @@ def with_encoded_images(table: Any, config: SourceConfig) -> tuple[Any, str]:
 
 
 def class_names(table: Any, config: SourceConfig) -> list[str] | None:
-    """Names of classes that the table keeps as numbers."""
+    """Return the names of the classes if the table stores labels as numbers."""
     feature = (table.features or {}).get(config.label_column)
     names: list[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
     return names

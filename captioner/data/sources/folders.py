@@ -1,4 +1,4 @@
-"""A folder: with a table in it, or with a text file of captions beside each image."""
+"""Reads folders: a table in the folder, or a text file of captions beside each image."""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from captioner.config import SourceConfig
 from captioner.data.folder_walk import walk
 from captioner.data.images import IMAGE_EXTENSIONS
-from captioner.data.sources.image_names import same_name
+from captioner.data.sources.image_names import normalized_name
 from captioner.data.sources.sample import Report, Sample, usable_captions
 from captioner.data.sources.tables import read_table
 from captioner.data.sources.text_files import decode_text, lines_of
@@ -20,6 +20,7 @@ MAX_TEXT_BYTES = 2**24
 
 
 def read_folder(path: str, config: SourceConfig, report: Report) -> Iterator[Sample]:
+    """Read the first of `FOLDER_TABLES` that the folder contains, else images with captions beside them."""
     for name in FOLDER_TABLES:
         if os.path.isfile(os.path.join(path, name)):
             return read_table(os.path.join(path, name), config, report)
@@ -36,17 +37,17 @@ def read_folder(path: str, config: SourceConfig, report: Report) -> Iterator[Sam
 def _read_sidecars(path: str, config: SourceConfig, report: Report) -> Iterator[Sample]:
     for folder, names in _files_by_folder(path, report):
         images = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS]
-        texts: dict[str, list[str]] = {}  # of each image, by its name without the suffix
+        texts: dict[str, list[str]] = {}  # caption files by normalized stem
         for name in names:
             stem, suffix = os.path.splitext(name)
             if config.captioned and suffix.lower() in CAPTION_EXTENSIONS:
-                texts.setdefault(same_name(stem), []).append(name)
+                texts.setdefault(normalized_name(stem), []).append(name)
         unused = {name for several in texts.values() for name in several}
         for name in images:
             image = os.path.join(folder, name)
             identifier = os.path.relpath(image, path).replace(os.sep, "/")
             stem = os.path.splitext(name)[0]
-            alike = texts.get(same_name(stem), [])
+            alike = texts.get(normalized_name(stem), [])
             beside = [text for text in alike if os.path.splitext(text)[0] == stem] or alike
             unused.difference_update(beside)
             if not config.captioned:
@@ -62,7 +63,7 @@ def _read_sidecars(path: str, config: SourceConfig, report: Report) -> Iterator[
 
 
 def _files_by_folder(path: str, report: Report) -> Iterator[tuple[str, list[str]]]:
-    """Each folder from `path` down that has files, with their names."""
+    """Yield `path` and each folder below it that has files, with their names."""
     folders: dict[str, list[str]] = {}
     for file in walk(path, set()):
         if error := file.error or _status_error(file.path):
@@ -73,7 +74,7 @@ def _files_by_folder(path: str, report: Report) -> Iterator[tuple[str, list[str]
 
 
 def _status_error(path: str) -> OSError | None:
-    """Why a link leads nowhere, or a folder may not be entered."""
+    """Return why a path is inaccessible: a broken link, a folder without permission."""
     try:
         os.stat(path)
     except OSError as error:

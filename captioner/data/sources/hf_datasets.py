@@ -1,4 +1,4 @@
-"""hf:NAME: a data set that `datasets` reads, from a folder or from the Hub, whole or as a stream."""
+"""Reads hf:NAME with `datasets`: a folder or a data set of the Hub, stored or streamed."""
 
 import glob
 import os
@@ -18,17 +18,17 @@ from captioner.data.sources.arrow_tables import (
     with_encoded_images,
 )
 from captioner.data.sources.image_names import ImageFolders
-from captioner.data.sources.rows import Row, merge_neighbours, merge_rows, samples_of
+from captioner.data.sources.rows import Row, merge, merge_neighbours, samples_of
 from captioner.data.sources.sample import Report, Sample, did_you_mean
 from captioner.errors import CaptionerError
 
 
 def read_dataset(config: SourceConfig, report: Report) -> Iterator[Sample]:
-    import datasets  # a second or two that the other layouts need not pay
+    import datasets  # takes a second or two, so only this layout imports it
 
     name = os.path.expanduser(config.path.removeprefix("hf:"))
     if os.path.isdir(name):
-        name = os.path.abspath(name)  # no name of the Hub, nor of a loader of `datasets`
+        name = os.path.abspath(name)  # cannot be mistaken for a name on the Hub or a `datasets` loader
         folders = ImageFolders(config.images, [name])
     else:
         folders = ImageFolders(config.images, [], confined=True)
@@ -37,21 +37,21 @@ def read_dataset(config: SourceConfig, report: Report) -> Iterator[Sample]:
     if config.split is not None and config.split in splits:
         table = splits[config.split]
         table = table.remove_columns("split") if "split" in column_names(table) else table
-        config = config.model_copy(update={"split": None})  # done
+        config = config.model_copy(update={"split": None})  # already selected
     elif config.split is None and len(splits) > 1:
         raise CaptionerError(f"{config.path}: holds several splits; choose one of them: {', '.join(splits)}")
     else:
         table, *others = splits.values()
-        if config.split is not None and (others or "split" not in column_names(table)):  # nor does a column divide it
+        if config.split is not None and (others or "split" not in column_names(table)):
             near = did_you_mean(config.split, splits)
             raise CaptionerError(f"{config.path}: no split {config.split!r}; there is {', '.join(splits)}{near}")
     if config.streaming:
         return merge_neighbours(samples_of(_streamed_rows(table, config), config, folders, report))
-    return merge_rows(samples_of(stored_rows(table, config), config, folders, report))
+    return merge(samples_of(stored_rows(table, config), config, folders, report))
 
 
 def _open_splits(name: str, config: SourceConfig) -> dict[str, Any]:
-    """Each split as a `datasets.Dataset`, or an `IterableDataset` if it is to be streamed. Its code is never run."""
+    """Open each split as a `Dataset`, or `IterableDataset` for streaming. The data set's own code never runs."""
     import datasets
 
     try:
@@ -66,7 +66,7 @@ def _open_splits(name: str, config: SourceConfig) -> dict[str, Any]:
 
 
 def _check_name(name: str, config: SourceConfig) -> None:
-    """Raises CaptionerError for a name by which `datasets` would read other files."""
+    """Raise CaptionerError for a name for which `datasets` would read other files."""
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as LOADERS
 
     if not name:
@@ -96,15 +96,15 @@ def _streamed_rows(table: Any, config: SourceConfig) -> Iterator[Row]:
 
 
 def _fetch(path: str | None) -> str | bytes | None:
-    """An image that is streamed as a file of its own: from the Hub, or out of an archive there or here."""
+    """Read a streamed image that is a file of its own: on the Hub, or in an archive there or on this machine."""
     if path is None or "://" not in path:
         return path
     archive = path.rpartition("::")[2]
     if not archive.startswith("hf://") and "://" in archive:
-        return path  # a data set does not choose which other servers we ask
+        return path  # a data set must not choose which servers we contact
     try:
         with fsspec.open(path, "rb") as file:
             data: bytes = file.read()
     except OSError:
-        return path  # not there, as will be found and reported
+        return path  # missing, which is reported later
     return data

@@ -1,4 +1,4 @@
-"""Which files the names in tables mean."""
+"""Finds the image files that tables name."""
 
 import os
 import unicodedata
@@ -8,20 +8,18 @@ from captioner.data.sources.sample import Report
 from captioner.errors import CaptionerError
 
 
-def same_name(name: str) -> str:
-    """Equal for names that some file systems hold for equal: whatever their case, and the composition of their letters
-    (Unicode's NFC and NFD)."""
+def normalized_name(name: str) -> str:
+    """Normalize a name as case-insensitive file systems do: ignore case and Unicode composition (NFC or NFD)."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 class ImageFolders:
-    """Finds the images that a source names, and remembers: a table names an image once for each caption.
+    """Finds the images that a source names. Results are cached: a table names an image once for each caption.
 
-    A name that is not there as it is written is looked for in other case and composition, which one file alone may
-    have, and with `/` for every backslash.
+    If there is no exact match, case, Unicode composition and backslashes are ignored, and exactly one file must match.
 
-    Names in a user's own file may be absolute or climb out with `..`: whoever wrote the file may read those images.
-    A data set from the Hub was written by others: its names stay inside the folders (`confined`).
+    Names in a user's own file may be absolute or contain `..`: the user may read those images. Data sets from the Hub
+    are written by others, so their names must stay inside the folders (`confined`).
     """
 
     def __init__(self, chosen: str | None, defaults: list[str], confined: bool = False) -> None:
@@ -34,12 +32,12 @@ class ImageFolders:
 
     @classmethod
     def beside(cls, path: str, chosen: str | None) -> "ImageFolders":
-        """For names in a file: its folder, and images/ there, unless another is chosen."""
+        """For the names in a file: search `chosen`, by default the file's folder and images/ in it."""
         folder = os.path.dirname(path)
         return cls(chosen, [folder, os.path.join(folder, "images")])
 
     def find(self, where: str, report: Report, *names: object) -> str | None:
-        """The path of the image by the first of these names that is there, or None once reported."""
+        """Return the path of the first name that exists; report if there is none."""
         for name in names:
             if not isinstance(name, str) or not name.strip():
                 report(where, f"the image's name is {'empty' if name in (None, '') else f'not text: {name!r:.60}'}")
@@ -56,7 +54,7 @@ class ImageFolders:
 
     def _search(self, name: str) -> str | None:
         spellings = [name, name.replace("\\", "/")] if os.sep == "/" and "\\" in name else [name]
-        for resolve in (_as_written, self._as_meant):
+        for resolve in (_exact_match, self._similar_match):
             for folder in self.folders:
                 for spelling in spellings:
                     path = os.path.normpath(os.path.join(folder, spelling))
@@ -65,29 +63,29 @@ class ImageFolders:
                         return found
         return None
 
-    def _as_meant(self, path: str) -> str | None:
+    def _similar_match(self, path: str) -> str | None:
         drive, rest = os.path.splitdrive(path)
         place = drive + (os.sep if rest.startswith(os.sep) else "")
         for part in rest.strip(os.sep).split(os.sep):
             if not os.path.lexists(os.path.join(place, part)):
-                likely = self._names_in(place).get(same_name(part), [])
+                likely = self._names_in(place).get(normalized_name(part), [])
                 if len(likely) != 1:
                     return None
                 part = likely[0]
             place = os.path.join(place, part)
-        return _as_written(place)
+        return _exact_match(place)
 
     def _names_in(self, folder: str) -> dict[str, list[str]]:
         if folder not in self.listed:
             names: dict[str, list[str]] = {}
             try:
                 for name in os.listdir(folder or os.curdir):
-                    names.setdefault(same_name(name), []).append(name)
+                    names.setdefault(normalized_name(name), []).append(name)
             except OSError:
-                pass  # nothing is found there
+                pass  # no match in it
             self.listed[folder] = names
         return self.listed[folder]
 
 
-def _as_written(path: str) -> str | None:
+def _exact_match(path: str) -> str | None:
     return path if os.path.isfile(path) else None

@@ -1,4 +1,4 @@
-"""The two JSON layouts of captioning benchmarks: Karpathy's and COCO's."""
+"""The JSON layouts of captioning benchmarks: Karpathy's splits and COCO's annotations."""
 
 import json
 import os
@@ -15,6 +15,7 @@ MAX_JSON_BYTES = 2**32
 
 
 def read_json(path: str, config: SourceConfig, report: Report) -> Iterator[Sample]:
+    """Read a .json file in either layout, told apart by its fields."""
     folders = ImageFolders.beside(path, config.images)
     if os.path.getsize(path) > MAX_JSON_BYTES:
         raise CaptionerError(f"{path}: over the limit of {MAX_JSON_BYTES:,} bytes; use .jsonl or .parquet")
@@ -33,7 +34,7 @@ def read_json(path: str, config: SourceConfig, report: Report) -> Iterator[Sampl
         return _read_coco(path, images, annotations, config, folders, report)
     raise CaptionerError(
         f"{path}: neither Karpathy's layout (images[].sentences) nor COCO's (images[] and annotations[]); "
-        "a list of rows goes into a .jsonl, one object a line"
+        "write a list of rows as .jsonl, one object per line"
     )
 
 

@@ -1,20 +1,4 @@
-"""Where samples come from: one `Sample` shape out of every layout that captions are kept in.
-
-`SourceConfig.path` and what lies there choose the layout:
-
-    dataset_*.json      Karpathy & Fei-Fei 2015: images[].filename, filepath, sentences[].raw, split
-    captions_*.json     COCO: images[].id, file_name and annotations[].image_id, caption
-    .jsonl .csv .tsv    a row has an image's name and a caption, or (jsonl) a list of captions
-    .parquet            the same; the images may lie in the table itself
-    a folder            with metadata.csv or captions.csv (.jsonl) in it, else photo.jpg and photo.txt (or .caption), a
-                        caption a line
-    .tar                WebDataset: shards of KEY.jpg, KEY.txt, KEY.json; a range {0000..0031} or a glob names many
-    hf:NAME             `datasets`: a folder on this machine, else a name on the Hub
-
-With `captioned: false` the same layouts give images, with labels if they have any, and captions are not asked for.
-In tables, rows of one image become one sample. Images are found, not decoded. Names may differ from those on disk in
-case and in the composition of their letters, and have backslashes.
-"""
+"""The entry point: chooses the reader of a source by its path, and yields samples."""
 
 import gc
 import os
@@ -32,7 +16,7 @@ from captioner.errors import CaptionerError
 
 
 def load_samples(config: SourceConfig) -> tuple[list[Sample], list[Skip]]:
-    """All samples of a source in its own order, and what was left out. Raises as `iter_samples` does."""
+    """Return all samples of a source in its own order, and what was left out. Raises as `iter_samples`."""
     skips: list[Skip] = []
     with _collector_paused():
         samples = list(iter_samples(config, skips.append))
@@ -40,14 +24,14 @@ def load_samples(config: SourceConfig) -> tuple[list[Sample], list[Skip]]:
 
 
 def iter_samples(config: SourceConfig, on_skip: Callable[[Skip], object]) -> Iterator[Sample]:
-    """Samples of a source, one by one; with `streaming` nothing else is held in memory.
+    """Yield the samples of a source; with `streaming`, nothing else is held in memory.
 
-    A missing image, an empty caption, a malformed row cost what `config.on_error` says: they raise, or they are left
-    out and told to `on_skip`. Of a streamed data set, only neighbouring rows of one image become one sample.
+    A missing image, an empty caption or a malformed row raises, or with `on_error: skip` is left out and passed to
+    `on_skip`. In a streamed data set, only adjacent rows of an image are merged.
 
     Raises:
-        CaptionerError: such a problem under `on_error: raise`; and always a source, split or column that does not
-            exist (the message lists those that do), or a source without a single usable sample.
+        CaptionerError: a problem as above under `on_error: raise`; always for a source, split or column that does not
+            exist (the message lists those that do), and for a source without a usable sample.
     """
     first: list[str] = []
 
@@ -71,7 +55,7 @@ def iter_samples(config: SourceConfig, on_skip: Callable[[Skip], object]) -> Ite
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """COCO's files become millions of objects, none in a cycle; looking for cycles among them doubles the time."""
+    """Pause garbage collection: COCO has millions of objects and no cycles, and looking for cycles doubles the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -82,6 +66,21 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _read(config: SourceConfig, report: Report) -> Iterator[Sample]:
+    """Read a source in the layout that its path tells:
+
+    hf:NAME             `datasets`: a local folder, else a name on the Hub
+    a folder            metadata.csv or captions.csv (.jsonl) in it, else photo.jpg and photo.txt (or .caption), a
+                        caption per line
+    .tar                WebDataset: KEY.jpg, KEY.txt, KEY.json; a range {0000..0031} or a glob matches several shards
+    .json               Karpathy & Fei-Fei 2015: images[].filename, filepath, sentences[].raw, split; or
+                        COCO: images[].id, file_name and annotations[].image_id, caption
+    .jsonl .csv .tsv    a row has an image's name and a caption, or (jsonl) a list of captions
+    .parquet            the same, or with the images in the table
+
+    With `captioned: false`, the same layouts give images, with labels if they have any, and captions are ignored.
+    Rows of one image become one sample. Images are found, not decoded; their names may differ from those on disk in
+    case and Unicode composition, and contain backslashes.
+    """
     if config.path.startswith("hf:"):
         return read_dataset(config, report)
     path = os.path.expanduser(config.path)
@@ -96,6 +95,4 @@ def _read(config: SourceConfig, report: Report) -> Iterator[Sample]:
             return read_json(path, config, report)
         case ".jsonl" | ".csv" | ".tsv" | ".parquet":
             return read_table(path, config, report)
-    raise CaptionerError(
-        f"{path}: not a layout we read; give .json, .jsonl, .csv, .tsv, .parquet, .tar, a folder or hf:NAME"
-    )
+    raise CaptionerError(f"{path}: unknown layout; give .json, .jsonl, .csv, .tsv, .parquet, .tar, a folder or hf:NAME")

@@ -1,4 +1,4 @@
-"""From rows to samples, for every layout that has rows."""
+"""Turns rows into samples, for every layout that has rows."""
 
 import itertools
 from collections import Counter
@@ -12,11 +12,11 @@ from captioner.data.sources.sample import Report, Sample, SourceError, did_you_m
 from captioner.data.sources.stored_images import ShardMember, StoredImage
 from captioner.errors import CaptionerError
 
-Row = tuple[str, dict[str, Any]]  # where it stands, for error messages, and its columns
+Row = tuple[str, dict[str, Any]]  # (where, for error messages; columns)
 
 
 def rows_in_split(rows: Iterable[Row], path: str, split: str | None) -> Iterator[Row]:
-    """Rows whose `split` is the one chosen; restval is the part of COCO's validation set that everyone trains on."""
+    """Yield the rows of a split; "train" includes restval, the part of COCO's validation set used for training."""
     counts: Counter[str] = Counter()
     for where, row in rows:
         name = row.get("split")
@@ -36,14 +36,14 @@ def rows_in_split(rows: Iterable[Row], path: str, split: str | None) -> Iterator
 
 
 def check_columns(names: Iterable[str], config: SourceConfig, where: str) -> None:
-    """Raises SourceError if a column that the config names is not there, or is there twice."""
+    """Raise SourceError if a configured column is missing or occurs twice."""
     if found := _column_problem(list(names), config):
         key, problem = found
         raise SourceError(f"{where}: {problem}", f"{key} names another")
 
 
 def _column_problem(names: list[str], config: SourceConfig) -> tuple[str, str] | None:
-    """The config's key for a column that is not there, or is there twice, and what to say."""
+    """Return the config key of a column that is missing or occurs twice, and the message."""
     wanted = {"image_column": image_column_of(names, config), "label_column": config.label_column}
     if config.captioned:
         wanted["caption_column"] = config.caption_column
@@ -57,19 +57,19 @@ def _column_problem(names: list[str], config: SourceConfig) -> tuple[str, str] |
 
 
 def image_column_of(names: Container[str], config: SourceConfig) -> str:
-    """`file_name` is what metadata files call it by the habit of `datasets`' imagefolder."""
+    """Return the column of images; metadata files of `datasets`' imagefolder call it `file_name`."""
     return "file_name" if config.image_column not in names and "file_name" in names else config.image_column
 
 
 def samples_of(rows: Iterable[Row], config: SourceConfig, folders: ImageFolders, report: Report) -> Iterator[Sample]:
-    """A sample a row."""
+    """Yield a sample for each usable row."""
     checked: set[str] = set()
     for number, (where, row) in enumerate(rows_in_split(rows, config.path, config.split)):
         if row.keys() != checked:
             if problem := _column_problem(list(row), config):
                 report(where, problem[1])
                 continue
-            checked = set(row)  # the rows of a table are all alike
+            checked = set(row)  # rows of a table all have the same columns
         image = row[image_column_of(row, config)]
         identifier = number
         if isinstance(image, StoredImage):
@@ -84,8 +84,8 @@ def samples_of(rows: Iterable[Row], config: SourceConfig, folders: ImageFolders,
             yield Sample(identifier, image, captions, labels)
 
 
-def merge_rows(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """One sample an image, in the order of first appearance."""
+def merge(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """Merge all samples of an image, in the order of first appearance."""
     groups: dict[Any, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.image, []).append(sample)
@@ -93,6 +93,7 @@ def merge_rows(samples: Iterable[Sample]) -> Iterator[Sample]:
 
 
 def merge_neighbours(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """Merge adjacent samples of an image, without holding the others in memory."""
     return (_join(list(group)) for _, group in itertools.groupby(samples, key=lambda sample: sample.image))
 
 

@@ -1,4 +1,4 @@
-"""An image with its captions, what is left out, and which captions and labels are usable."""
+"""What all layouts share: samples, skips, and the checks of captions and labels."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -13,11 +13,11 @@ from captioner.errors import CaptionerError
 
 MAX_CAPTION_CHARACTERS = 10_000
 
-Report = Callable[[str, str], None]  # (where, reason): raises, or notes a skip
+Report = Callable[[str, str], None]  # (where, reason): raises, or records a skip
 
 
 class SourceError(CaptionerError):
-    """A fault that a field of `SourceConfig` gets around: `remedy` says how, to those who have a recipe."""
+    """A fault that a field of `SourceConfig` can work around; `remedy` tells users of a recipe how."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
@@ -26,12 +26,12 @@ class SourceError(CaptionerError):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image and what is said of it.
+    """An image with its captions and labels.
 
     Attributes:
-        id: the layout's own number, else the image's name as the source gives it, else the row's number.
-        image: what `load_image` takes.
-        captions: white space collapsed, otherwise as written; at least one, or none where `captioned` is false.
+        id: the layout's own id, else the image's name in the source, else the row's number.
+        image: an input for `load_image`.
+        captions: as written, with white space collapsed; at least one, unless `captioned` is false.
         labels: class names or tags, from `label_column`.
     """
 
@@ -43,14 +43,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Something left out: where (file and row) and why."""
+    """Something that was left out: where (file and row) and why."""
 
     where: str
     reason: str
 
 
 def usable_captions(values: object, where: str, report: Report) -> tuple[str, ...]:
-    """The captions that can be used; the others are reported."""
+    """Return the usable captions and report the others."""
     captions = values if isinstance(values, list | tuple) else [values]
     if not captions:
         report(where, "the image has no caption")
@@ -79,6 +79,7 @@ def _caption_problem(caption: object, text: str) -> str | None:
 
 
 def usable_labels(values: object, where: str, report: Report) -> tuple[str, ...]:
+    """Return the distinct labels, and report those that are not text or numbers."""
     labels = values if isinstance(values, list | tuple) else [] if values is None else [values]
     good: dict[str, None] = {}
     for label in labels:
@@ -91,5 +92,6 @@ def usable_labels(values: object, where: str, report: Report) -> tuple[str, ...]
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a suffix for an error message that suggests the most similar name, or ""."""
     near = difflib.get_close_matches(name, list(names), 1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""Encoded images that stay where they are until they are decoded: in a table, or in a tar file."""
+"""References to encoded images in tables and tar files, which are read when they are decoded."""
 
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -6,9 +6,9 @@ from typing import Any, BinaryIO
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An encoded image in a table on disk: read when it is decoded, so that a table larger than memory will do.
+    """An encoded image in a table on disk. It is only read when it is decoded, so tables may be larger than memory.
 
-    Two are equal if they hold the same picture.
+    Two are equal if their `key`, a digest of the image or a row number, is equal.
     """
 
     where: str = field(compare=False)
@@ -27,7 +27,7 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class ShardMember:
-    """A file in a tar file: where its bytes are."""
+    """The position of a file in a tar file."""
 
     path: str
     member: str

@@ -1,6 +1,6 @@
-"""Streamed data sets, kept while a training lasts: read once over the network, then from a shard by index.
+"""Caches a streamed data set in a tar shard: it is read from the network once, then from disk by index.
 
-Epochs, buckets of equal length and resuming need every sample at hand; memory would hold few.
+Epochs, length bucketing and resuming need random access to all samples, which may not fit in memory.
 """
 
 import hashlib
@@ -8,7 +8,6 @@ import io
 import json
 import os
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -17,31 +16,26 @@ from tqdm import tqdm
 from captioner.config import SourceConfig
 from captioner.data.folder_walk import walk
 from captioner.data.sources import Sample, Skip, iter_samples
-from captioner.errors import CaptionerError
+from captioner.files import reporting, whole_file
 
 SHARD_VERSION = 2
-"""Of what is written for a sample; other versions are not read."""
+"""Part of a shard's name, so that shards in an older format are not read."""
 
 
 def stored(source: SourceConfig, folder: Path, on_skip: Callable[[Skip], object]) -> SourceConfig:
-    """A source that is not streamed, with the same samples: a shard in `folder`, written unless it is there already.
+    """Return a source that is not streamed, with the same samples: a shard in `folder`, written if it does not exist.
 
-    The shard's name is a digest of the source's settings and, where its files are on this machine, of their names,
-    sizes and times. A data set of the Hub may have changed meanwhile: a training that starts anew leaves no shard of
-    an earlier one in `folder`.
+    The shard's name is a digest of the source's settings and, for local files, of their names, sizes and times. A data
+    set on the Hub may change unnoticed, so a new training deletes old shards from `folder`.
 
     Raises:
-        CaptionerError: the stream cannot be read, as in `iter_samples`, or the shard not written.
+        CaptionerError: the stream cannot be read (see `iter_samples`), or the shard cannot be written.
     """
     if not source.streaming:
         return source
     path = folder / f"{_digest(source)}.tar"
     if not path.exists():
-        samples = tqdm(iter_samples(source, on_skip), f"reading {source.path}", disable=None, leave=False)
-        try:
-            _write_shard(samples, path)
-        except OSError as error:
-            raise CaptionerError(f"{error.filename or path}: {error.strerror or error}") from error
+        _write_shard(tqdm(iter_samples(source, on_skip), f"reading {source.path}", disable=None, leave=False), path)
     return SourceConfig(
         path=str(path),
         captioned=source.captioned,
@@ -70,23 +64,17 @@ def _state(path: str) -> bytes:
 
 
 def _write_shard(samples: Iterable[Sample], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        partial = Path(file.name)
-        try:
-            with tarfile.open(fileobj=file, mode="w") as shard:
-                for number, sample in enumerate(samples):
-                    words = {"captions": sample.captions, "labels": sample.labels}
-                    _add(shard, f"{number:09}.jpg", _encoded(sample.image))  # whatever it is: decoders look inside
-                    _add(shard, f"{number:09}.json", json.dumps(words).encode())
-        except BaseException:
-            partial.unlink()
-            raise
-    partial.replace(path)
+    with reporting(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file, tarfile.open(fileobj=file.buffer, mode="w") as shard:
+        for number, sample in enumerate(samples):
+            words = {"captions": sample.captions, "labels": sample.labels}
+            _add(shard, f"{number:09}.jpg", _encoded(sample.image))  # any format: we decode by content, not by suffix
+            _add(shard, f"{number:09}.json", json.dumps(words).encode())
 
 
 def _encoded(image: object) -> bytes:
-    """Streams give the bytes of an image, or the name of a file on this machine."""
+    """Return the bytes of an image from a stream, which gives bytes or the name of a local file."""
     return image if isinstance(image, bytes) else Path(str(image)).read_bytes()
 
 

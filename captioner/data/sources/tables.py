@@ -1,4 +1,4 @@
-"""Tables: .jsonl, .csv, .tsv and .parquet."""
+"""Reads tables: .jsonl, .csv, .tsv and .parquet."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from captioner.config import SourceConfig
 from captioner.data.images import IMAGE_EXTENSIONS
 from captioner.data.sources.arrow_tables import parquet_rows
 from captioner.data.sources.image_names import ImageFolders
-from captioner.data.sources.rows import Row, check_columns, image_column_of, merge_rows, samples_of
+from captioner.data.sources.rows import Row, check_columns, image_column_of, merge, samples_of
 from captioner.data.sources.sample import Report, Sample
 from captioner.data.sources.text_files import encoding_problem, open_text
 from captioner.errors import CaptionerError
@@ -20,7 +20,7 @@ MAX_LINE_CHARACTERS = 2**24
 
 
 def read_table(path: str, config: SourceConfig, report: Report) -> Iterator[Sample]:
-    """A .jsonl, .csv, .tsv or .parquet file."""
+    """Read a .jsonl, .csv, .tsv or .parquet file."""
     config = config.model_copy(update={"path": path})
     match os.path.splitext(path)[1].lower():
         case ".jsonl":
@@ -29,7 +29,7 @@ def read_table(path: str, config: SourceConfig, report: Report) -> Iterator[Samp
             rows = parquet_rows(path, config)
         case _:
             rows = _csv_rows(path, config, report)
-    return merge_rows(samples_of(rows, config, ImageFolders.beside(path, config.images), report))
+    return merge(samples_of(rows, config, ImageFolders.beside(path, config.images), report))
 
 
 def _jsonl_rows(path: str, report: Report) -> Iterator[Row]:
@@ -74,12 +74,12 @@ def _csv_rows(path: str, config: SourceConfig, report: Report) -> Iterator[Row]:
     return _delimited_rows(path, image_column, report)
 
 
-def _delimited_rows(path: str, image_column_of: Callable[[list[str]], str], report: Report) -> Iterator[Row]:
-    """Rows delimited by whichever of `,` `;` `|` and tab the header has most of, each at the line on which it begins.
+def _delimited_rows(path: str, find_image_column: Callable[[list[str]], str], report: Report) -> Iterator[Row]:
+    """Yield the rows of a file whose delimiter is the one of `,` `;` `|` and tab that is most frequent in the header.
 
     Args:
-        image_column_of: of the names in the header, the column of images' names. Raises CaptionerError if it does not
-            like the header.
+        find_image_column: takes the header and returns the column of images' names; raises CaptionerError if the header
+            lacks a column.
     """
     with open_text(path) as file:
         lines = _Lines(file)
@@ -93,7 +93,7 @@ def _delimited_rows(path: str, image_column_of: Callable[[list[str]], str], repo
             raise CaptionerError(f"{path}:{number}: not the header of a csv file: {error}") from error
         if problem := encoding_problem(first):
             raise CaptionerError(f"{path}:{number}: {problem}")
-        image = header.index(image_column_of(header))
+        image = header.index(find_image_column(header))
         for number, line in lines:
             taken = [(number, line)]
             try:
@@ -104,13 +104,13 @@ def _delimited_rows(path: str, image_column_of: Callable[[list[str]], str], repo
                 problem = "a quote is opened on this line and not closed" if left_open else str(error)
             if problem:
                 report(f"{path}:{number}", f"malformed row: {problem}")
-                lines.put_back(taken[1:])  # what an open quote swallowed
+                lines.put_back(taken[1:])  # the lines consumed by an open quote
             elif line.strip():
                 yield f"{path}:{number}", dict(zip(header, cells, strict=True))
 
 
 class _Lines:
-    """The numbered lines of a file, some of which may be put back."""
+    """The numbered lines of a file; lines can be put back."""
 
     def __init__(self, file: TextIO) -> None:
         self.numbered = enumerate(iter(lambda: file.readline(MAX_LINE_CHARACTERS), ""), 1)
@@ -127,7 +127,7 @@ class _Lines:
 
 
 def _following(taken: list[tuple[int, str]], lines: _Lines) -> Iterator[str]:
-    """The lines of a row: the one that was taken already, and then as many as its quotes need."""
+    """Yield the first line of a row, already in `taken`, then further lines, which are added to it."""
     yield taken[0][1]
     for numbered in lines:
         taken.append(numbered)

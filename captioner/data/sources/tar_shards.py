@@ -1,6 +1,6 @@
-"""WebDataset-style shards: tar files in which KEY.jpg, KEY.txt (a caption a line) and KEY.json are one sample.
+"""Reads WebDataset shards: tar files in which KEY.jpg, KEY.txt (a caption per line) and KEY.json are one sample.
 
-A shard is indexed once, by its headers; an image stays in it until it is decoded. Nothing is unpacked.
+A shard is indexed once, by its headers. Images are read in place when they are decoded; nothing is unpacked.
 """
 
 import glob
@@ -27,12 +27,13 @@ MAX_TEXT_BYTES = 2**24
 
 
 def read_shards(pattern: str, config: SourceConfig, report: Report) -> Iterator[Sample]:
+    """Read all shards that a name, a glob or a range matches."""
     return samples_of(_rows(pattern, config, report), config, ImageFolders(None, []), report)
 
 
 def _rows(pattern: str, config: SourceConfig, report: Report) -> Iterator[Row]:
-    """Where each sample of the shards stands, and its row: KEY.json's fields, its image and captions by the config's
-    column names, and `__key__` (unique among all shards).
+    """Yield a row for each sample: KEY.json's fields, the image and captions under the configured column names, and
+    `__key__` (unique among all shards).
 
     Captions come from KEY.txt, else from KEY.json: the caption column, else `captions`.
     """
@@ -47,7 +48,7 @@ def _rows(pattern: str, config: SourceConfig, report: Report) -> Iterator[Row]:
 
 
 def shard_paths(pattern: str) -> Iterator[str]:
-    """Tar files by a name, a glob, or ranges as in `train-{0000..0031}.tar`; every one of a range must be there."""
+    """Expand a name, a glob, or ranges as in `train-{0000..0031}.tar`; every shard of a range must exist."""
     found = False
     for name in [pattern] if os.path.isfile(pattern) else _in_ranges(pattern):
         paths = [name] if os.path.isfile(name) else _matches(name)
@@ -60,7 +61,7 @@ def shard_paths(pattern: str) -> Iterator[str]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """A folder that exists is that folder, whatever brackets its name has."""
+    """Expand a glob. Brackets in the name of an existing folder are literal."""
     folder, name = os.path.split(pattern)
     return sorted(glob.glob(os.path.join(glob.escape(folder) if os.path.isdir(folder) else folder, name)))
 
@@ -76,7 +77,7 @@ def _in_ranges(pattern: str) -> Iterator[str]:
 
 
 def _members(shard: BinaryIO, path: str, report: Report) -> Iterator[ShardMember]:
-    """The plain files of a tar file. One that is damaged or cut short costs what comes after the damage."""
+    """Yield the regular files of a tar file, up to where it is damaged or truncated."""
     size = os.fstat(shard.fileno()).st_size
     try:
         with tarfile.open(fileobj=shard, mode="r:") as tar:
@@ -88,11 +89,11 @@ def _members(shard: BinaryIO, path: str, report: Report) -> Iterator[ShardMember
                     report(f"{path}: {name!r:.200}", problem)
                 else:
                     yield ShardMember(path, name, info.offset_data, info.size)
-            shard.seek(tar.offset)  # where tarfile stopped: at the zeros that end an archive, or at what it cannot read
+            shard.seek(tar.offset)  # where tarfile stopped: at the end marker, or at damage
             if shard.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                report(path, "the tar file is damaged or cut short: it has no end marker")
+                report(path, "the tar file is damaged or truncated: it has no end marker")
     except (tarfile.TarError, ValueError, OverflowError) as error:
-        report(path, f"not an uncompressed tar file, or one that is damaged or cut short: {error}")
+        report(path, f"not an uncompressed tar file, or one that is damaged or truncated: {error}")
 
 
 def _problem(name: str, info: tarfile.TarInfo, shard_size: int) -> str | None:
@@ -106,7 +107,7 @@ def _problem(name: str, info: tarfile.TarInfo, shard_size: int) -> str | None:
     if _kind(name) and info.size > limit:
         return f"{info.size:,} bytes are over the limit of {limit:,}"
     if info.offset_data + info.size > shard_size:
-        return "the tar file is cut short: it ends within this file"
+        return "the tar file is truncated: it ends within this file"
     return None
 
 
@@ -116,13 +117,13 @@ def _kind(name: str) -> str | None:
 
 
 def _by_key(members: Iterator[ShardMember], report: Report) -> dict[str, dict[str, ShardMember]]:
-    """The image, .txt and .json of each key, in the order of first appearance; other files are none of our business."""
+    """Group images, .txt and .json by key, in the order of first appearance; ignore other files."""
     samples: dict[str, dict[str, ShardMember]] = {}
     for member in members:
         kind = _kind(member.member)
         if kind is None:
             continue
-        # The composition of letters may differ: files of one key come from different systems.
+        # Files of one key may come from different systems and differ in Unicode composition.
         files = samples.setdefault(unicodedata.normalize("NFC", os.path.splitext(member.member)[0]), {})
         if kind in files:
             report(str(member), f"the key has this kind of file already: {files[kind].member}")

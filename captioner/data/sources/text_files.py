@@ -1,4 +1,4 @@
-"""Text files: their encodings and lines, and captions without images."""
+"""Reads text files: encodings, lines, and captions without images."""
 
 import codecs
 import re
@@ -10,7 +10,7 @@ from captioner.errors import CaptionerError
 
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16's, with which it begins
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16: its mark starts with UTF-16's
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
@@ -18,16 +18,16 @@ _BYTE_ORDER_MARKS = {
 
 
 def open_text(path: str) -> TextIO:
-    """Open a text file of any encoding that `decode_text` knows; line ends stay as they are."""
+    """Open a text file in any encoding that `decode_text` supports; line ends are kept."""
     with open(path, "rb") as file:
         encoding = _encoding(file.read(4))
     return open(path, encoding=encoding, errors=_on_errors(encoding), newline="")
 
 
 def decode_text(data: bytes) -> str:
-    """UTF-8, or UTF-16 or UTF-32 that says so by its byte order mark (UTF-16 of ASCII letters needs none).
+    """Decode UTF-8, or UTF-16 or UTF-32 with a byte order mark (optional for UTF-16 that starts with ASCII).
 
-    Bytes that are not UTF-8 become lone surrogates, for `encoding_problem` to name.
+    Invalid UTF-8 bytes become lone surrogates, which `encoding_problem` reports.
     """
     encoding = _encoding(data[:4])
     return data.decode(encoding, _on_errors(encoding))
@@ -46,7 +46,7 @@ def _on_errors(encoding: str) -> str:
 
 
 def encoding_problem(text: str) -> str | None:
-    """What is wrong with decoded text that was in another encoding, or was damaged; None if nothing is."""
+    """Return what is wrong if decoded text is damaged or was in another encoding, else None."""
     if text.isascii() or not any(character == "\ufffd" or "\ud800" <= character <= "\udfff" for character in text):
         return None
     problem = f"not valid Unicode text: {text!r:.60}"
@@ -59,16 +59,15 @@ def encoding_problem(text: str) -> str | None:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text, with the blank ones, whichever system wrote it."""
+    """Split text into lines, including blank ones, with the line ends of any system."""
     return re.split("\r\n|\r|\n", text)
 
 
 def load_text(path: str, report: Callable[[str, str], object]) -> list[str]:
-    """The lines of a text file, a caption each. Those that hold no word are left out; of those that are not blank,
-    `report` hears where and why.
+    """Return the captions of a text file, one per line. Lines without a word are skipped, and reported unless blank.
 
     Raises:
-        CaptionerError: the file is missing, not UTF-8, or has no captions.
+        CaptionerError: the file is unreadable, in another encoding, or has no captions.
     """
     captions = []
     try:

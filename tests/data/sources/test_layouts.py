@@ -484,7 +484,7 @@ class TestRefusals:
 
     def test_a_layout_that_is_not_known(self, folder: Path) -> None:
         (folder / "shapes.xml").write_text("<a/>")
-        assert "not a layout we read" in refusal(folder / "shapes.xml")
+        assert "unknown layout" in refusal(folder / "shapes.xml")
         for text, reason in [
             ("[]", "neither Karpathy's layout"),
             ("{", "not a JSON file"),

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from loading import load, refusal, skipped
 from PIL import Image
@@ -21,6 +20,7 @@ from captioner.data.dataset import CaptionDataset
 from captioner.data.images import ImageError, load_image
 from captioner.data.sources import Sample, tar_shards
 from captioner.data.sources.stored_images import ShardMember
+from captioner.model.processing_captioner import CaptionerImageProcessor
 
 
 def photo(shade: int) -> bytes:
@@ -107,8 +107,8 @@ def test_names_that_mean_the_same_are_one_key(tmp_path: Path) -> None:
 
 def test_two_processes_with_two_workers_see_every_sample_once_an_epoch(tmp_path: Path) -> None:
     samples = load(write_shards(tmp_path, count=3, each=8))
-    first_pixel = SimpleNamespace(image_size=4, preprocessing=lambda image: np.float32(image.getpixel((0, 0))))
-    processor = SimpleNamespace(image_processor=first_pixel, tokenizer=Tokenizer())
+    image_processor = CaptionerImageProcessor(image_size=4, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
+    processor = SimpleNamespace(image_processor=image_processor, tokenizer=Tokenizer())
     config = DataConfig(train=SourceConfig(path="x"), validation=SourceConfig(path="x"))
     for epoch in range(2):
         seen: Counter[tuple[Any, float]] = Counter()
@@ -117,7 +117,8 @@ def test_two_processes_with_two_workers_see_every_sample_once_an_epoch(tmp_path:
             batches = bucketed_batches(dataset.lengths(), batch_size=8, seed=0, epoch=epoch)
             for batch in load_batches(dataset, [indices[process::2] for indices in batches], num_workers=2):
                 assert not batch.errors
-                seen.update(zip(batch.ids, batch.encoder_inputs["pixel_values"][:, 0].tolist(), strict=True))
+                shades = batch.encoder_inputs["pixel_values"][:, 0, 0, 0].round()
+                seen.update(zip(batch.ids, shades.tolist(), strict=True))
         assert seen == Counter((sample.id, float(number)) for number, sample in enumerate(samples))
 
 
@@ -170,7 +171,7 @@ def test_a_damaged_shard_keeps_what_comes_before_the_damage(tmp_path: Path) -> N
     whole = path.read_bytes()
     header = whole.index(b"001.png")
     for damaged, reason in [
-        (whole[: header + tarfile.BLOCKSIZE + 20], "cut short"),  # within the second image
+        (whole[: header + tarfile.BLOCKSIZE + 20], "truncated"),  # within the second image
         (whole[:header], "no end marker"),  # between two files: tarfile would take this for the end
         (whole[:header] + b"\xff" * tarfile.BLOCKSIZE + whole[header + tarfile.BLOCKSIZE :], "no end marker"),
     ]:
