@@ -265,6 +265,7 @@ def tests_section(work: Work) -> None:
         def pytest_collection_modifyitems(self, items: list[Any]) -> None:
             work.emit({"plan": [item.nodeid for item in items]})
             items[:] = [item for item in items if item.nodeid not in work.done]
+            items.sort(key=lambda item: "compile" in item.name)  # which takes longest
 
         def pytest_runtest_logstart(self, nodeid: str) -> None:
             self.reports: list[Any] = []
@@ -284,7 +285,9 @@ def tests_section(work: Work) -> None:
             go_on_with_a_sound_device(work.device)
 
     os.chdir(ROOT)
-    pytest.main(["-m", "gpu", "-p", "no:cacheprovider", "--tb=short", "tests"], plugins=[Rows()])
+    files = [str(path) for path in sorted(Path("tests").rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
+    arguments = ["-m", "gpu", "-p", "no:cacheprovider", "--tb=short", "--continue-on-collection-errors"]
+    pytest.main([*arguments, *files], plugins=[Rows()])
 
 
 # inference

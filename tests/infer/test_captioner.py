@@ -172,10 +172,11 @@ def test_batches_that_are_copied_while_others_are_captioned_keep_their_order(cap
     expected = [caption.text for caption in cap(photos, batch_size=2)]
     for name in ("Stream", "stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(torch.cpu, name))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, pin_memory: empty(shape, dtype=dtype))
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
     stream = cap.stream(GenerationOptions())
-    stream.copies = module.CudaCopies(cap.device)
+    stream.copies = module.CudaCopies(cap.device, cap.dtype)
     first, *others = pixel_batches(photos, cap.preprocessing, 2)
     assert stream.add(first) == [], "it is on its way"
     captions = [caption.text for pixel_values in others for caption in stream.add(pixel_values)]
