@@ -98,12 +98,18 @@ class CapturedStep:
         self.step = step
         self.state = state
         self.tensors = [getattr(owner, name) for owner, name in state]
+        self.replay: Callable[[], object] | None = None
         try:
             self.replay, _ = capture(self._step_in_place)
         except RuntimeError as error:
             logger.warning("decoding launches its kernels one by one: %s", str(error).partition("\n")[0])
             self._put_back()
-            self.replay = self._step_in_place
+
+    def __call__(self) -> None:
+        if self.replay is None:
+            self._step_in_place()
+        else:
+            self.replay()
 
     def _step_in_place(self) -> None:
         self.step()

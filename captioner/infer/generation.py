@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -245,12 +246,14 @@ class _Decoding:
     def step(self) -> None:
         """A token more for every caption."""
         if self.captured is not None:
-            self.captured.replay()
+            self.captured()
         elif self.is_to_capture:
-            self._advance_at_full_length()
-            self.captured = CapturedStep(self._advance_at_full_length, self.decoder.state() + self.captions.state())
+            # In memory for the longest captions there may be, which makes all steps alike.
+            step = partial(_advance, self.decoder, self.captions, self.plan.longest - 1)
+            step()
+            self.captured = CapturedStep(step, self.decoder.state() + self.captions.state())
         else:
-            self._advance(max(self.steps[place] for place in self.images))
+            _advance(self.decoder, self.captions, max(self.steps[place] for place in self.images))
         self.steps = [steps + 1 for steps in self.steps]
         self.since_check += 1
 
@@ -258,15 +261,6 @@ class _Decoding:
         """Give an accelerator the steps to do until it is looked at again."""
         while self.images and not self._is_time_to_look():
             self.step()
-
-    def _advance(self, oldest: int) -> None:
-        """`oldest`: the number of this step to the image that came first."""
-        logits = self.decoder.step(self.captions.tokens, self.captions.parents, oldest)
-        self.captions.advance(logits, oldest + 1)
-
-    def _advance_at_full_length(self) -> None:
-        """In memory for the longest captions there may be, which makes all such steps alike."""
-        self._advance(self.plan.longest - 1)
 
     def _is_time_to_look(self) -> bool:
         steps = [self.steps[place] for place in self.images]
@@ -315,6 +309,12 @@ class _Decoding:
         self.captions.keep(index)
         self.steps = [self.steps[place] for place in places]
         self.places = len(places)
+
+
+def _advance(decoder: StepDecoder, captions: Captions, oldest: int) -> None:
+    """`oldest`: the number of this step to the image that came first."""
+    logits = decoder.step(captions.tokens, captions.parents, oldest)
+    captions.advance(logits, oldest + 1)
 
 
 class _Finished:
