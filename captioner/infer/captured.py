@@ -17,15 +17,17 @@ KEPT = 8
 """Graphs that a captioner keeps. Each has memory of its own, about what a batch takes."""
 
 
-def capture(work: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
-    """Record the kernels that `work` launches, without running them.
+def capture(work: Callable[[], Any], device: torch.device) -> tuple[Callable[[], object], Any]:
+    """Record the kernels that `work` launches on a device, which need not be the current one, without running them.
 
     Returns:
         What runs them all, and what `work` returned, whose tensors each run fills anew.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # photos may be read and pinned meanwhile
-        result = work()
+    with torch.cuda.device(device):
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        # Photos may be read and pinned meanwhile, by other threads.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            result = work()
     return graph.replay, result
 
 
@@ -72,7 +74,7 @@ class CapturedCall:
         self.replay: Callable[[], object] | None = None
         function(self.given)  # what libraries load and set up at a first call is not for a capture
         try:
-            self.replay, self.result = capture(lambda: function(self.given))
+            self.replay, self.result = capture(lambda: function(self.given), given.device)
         except RuntimeError as error:  # torch has no narrower one for what cannot be captured
             logger.warning("image encoding launches its kernels one by one: %s", str(error).partition("\n")[0])
 
@@ -100,7 +102,7 @@ class CapturedStep:
         self.tensors = [getattr(owner, name) for owner, name in state]
         self.replay: Callable[[], object] | None = None
         try:
-            self.replay, _ = capture(self._step_in_place)
+            self.replay, _ = capture(self._step_in_place, self.tensors[0].device)
         except RuntimeError as error:
             logger.warning("decoding launches its kernels one by one: %s", str(error).partition("\n")[0])
             self._put_back()

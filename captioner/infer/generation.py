@@ -97,6 +97,7 @@ class GenerationStream:
         self.captures = captures
         self.decoding: _Decoding | None = None
         self.key: Hashable = None  # of the decoding, if it is captured
+        self.calls: dict[Hashable, CapturedCall] = {}
         self.finished: list[_Finished] = []
         self.hypotheses: dict[int, list[Hypothesis]] = {}
         self.added = self.given = 0
@@ -137,9 +138,10 @@ class GenerationStream:
                 self.decoding = self.captures.take(self.key)
             recurs = self.captures.recurs(shape)
             if recurs and self.decoding is not None and self.plan.is_repeatable:
-                call = self.captures.take(("begin", *shape)) or CapturedCall(self.plan.begin, inputs, rows)
-                begun = call(inputs)
-                self.captures.give(("begin", *shape), call)
+                key = ("begin", *shape)
+                if key not in self.calls:
+                    self.calls[key] = self.captures.take(key) or CapturedCall(self.plan.begin, inputs, rows)
+                begun = self.calls[key](inputs)
             else:
                 begun = self.plan.begin(inputs)
         self.image_tokens = begun.image_tokens
@@ -154,9 +156,12 @@ class GenerationStream:
                 break
             self.decoding.shrink()
             self.decoding.step()
-        if self.captures is not None and self.decoding is not None and self.decoding.captured is not None:
-            self.captures.give(self.key, self.decoding)
-        self.decoding = None
+        if self.captures is not None:
+            for key, call in self.calls.items():
+                self.captures.give(key, call)
+            if self.decoding is not None and self.decoding.captured is not None:
+                self.captures.give(self.key, self.decoding)
+        self.decoding, self.calls = None, {}
         return self._in_turn()
 
     def _in_turn(self) -> list[list[Hypothesis]]:
@@ -327,7 +332,7 @@ class _Finished:
         self.written = [tensor.to("cpu", non_blocking=on_cuda) for tensor in written]
         if on_cuda:  # the device goes on with other images meanwhile
             self.arrived = torch.cuda.Event()
-            self.arrived.record()
+            self.arrived.record(torch.cuda.current_stream(written[0].device))
 
     def hypotheses(self, plan: _Plan) -> dict[int, list[Hypothesis]]:
         """By number, best first."""

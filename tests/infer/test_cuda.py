@@ -51,8 +51,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     found: list[object] = []
     capture = captured.capture
 
-    def noted(work: Callable[[], object]) -> object:
-        found.append(capture(work))
+    def noted(work: Callable[[], object], device: torch.device) -> object:
+        found.append(capture(work, device))
         return found[-1]
 
     monkeypatch.setattr(captured, "capture", noted)

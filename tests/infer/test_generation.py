@@ -273,7 +273,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Captures as a GPU makes them, of tensors that are void until a replay; gives what is replayed."""
     names: list[str] = []
 
-    def capture(work):
+    def capture(work, device):
         owner = getattr(work, "__self__", None)
         if isinstance(owner, captured.CapturedStep):
             owners = {id(one): one for one, _ in owner.state}.values()
@@ -363,7 +363,7 @@ def test_work_that_cannot_be_captured_runs_as_before(model, monkeypatch, caplog)
     expected = stream(model, features, MODES["beams"], batch_size=5)
     message = "operation not permitted when stream is capturing"
 
-    def capture(work):
+    def capture(work, device):
         if isinstance(getattr(work, "__self__", None), captured.CapturedStep):
             for owner, attribute in work.__self__.state:
                 setattr(owner, attribute, None)  # as a capture does that got half-way
