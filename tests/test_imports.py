@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "memory": set(),
+    "cpu": set(),
     "auto": {"model"},
     "config": {"errors"},
     "model": set(),  # save_pretrained copies these files beside a checkpoint: they stand alone
@@ -27,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "card": {"errors"},
     "average": {"hub", "card", "model", "files", "errors"},
     "convert": {"hub", "card", "model", "files", "errors"},
-    "infer": {"hub", "data", "model", "errors", "export.runtime", "export.search", "export.format"},
+    "infer": {"hub", "data", "model", "cpu", "memory", "errors", "export.runtime", "export.search", "export.format"},
     "train": {
         "hub",
         "card",

@@ -2,12 +2,14 @@
 
 import math
 from collections import deque
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.cpu import brief_waits
 from captioner.data.tokenizer import encode_texts
 from captioner.errors import CaptionerError
 from captioner.hub import load_model
@@ -20,6 +22,7 @@ from captioner.infer.options import GenerationOptions
 from captioner.infer.packed import pack_linears
 from captioner.infer.processes import this_process
 from captioner.infer.tuning import best_batch_size, faster_precision
+from captioner.memory import reuse_blocks
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 
@@ -49,6 +52,7 @@ class TorchCaptioner(Captioner):
         self.model = model.to(device=self.device, dtype=self.dtype).eval()
         if self.device.type == "cpu":
             pack_linears(self.model)
+            reuse_blocks()
         self.captures = Captures() if self.device.type == "cuda" else None
         self.defaults = generation_defaults(model.generation_config)
         try:
@@ -116,19 +120,22 @@ class TorchCaptionStream:
         self.generation = GenerationStream(captioner.model, options, self._encode, captioner.captures)
         self.copies = CudaCopies(captioner.device, captioner.dtype) if captioner.device.type == "cuda" else None
         self.tags: deque[tuple[Tag, ...]] = deque()  # of the images whose captions are not there yet
+        self.computing = brief_waits if captioner.device.type == "cpu" else nullcontext
 
     def add(self, pixel_values: np.ndarray) -> list[Caption]:
         pixels = torch.from_numpy(pixel_values)
         if self.copies is None:
-            return self._decode(pixels.to(self.captioner.device))
+            with self.computing():
+                return self._decode(pixels.to(self.captioner.device))
         before = self.copies.take()
         self.copies.send(pixels)
         return [] if before is None else self._decode(before)
 
     def finish(self) -> list[Caption]:
         last = None if self.copies is None else self.copies.take()
-        captions = [] if last is None else self._decode(last)
-        return captions + self._captions(self.generation.finish())
+        with self.computing():
+            captions = [] if last is None else self._decode(last)
+            return captions + self._captions(self.generation.finish())
 
     def _encode(self, pixel_values: Tensor) -> Tensor:
         image_tokens: Tensor = self.captioner.model.encoder(pixel_values=pixel_values).last_hidden_state
