@@ -1,14 +1,18 @@
 """Time captioning, from JPEG files to captions, against transformers' VisionEncoderDecoderModel with the same weights.
 
-    CAPTIONER_FLICKR8K=folder python benchmarks/inference.py --peer transformers [--rounds 3] [--device cuda]
+    CAPTIONER_FLICKR8K=folder python benchmarks/inference.py --peer transformers [--rounds 3] [--busy] [--device cuda]
 
-The model: ViT-S/16 at 224 pixels and a GPT-2-style decoder of six layers, width 384 and GPT-2's vocabulary, with
-random weights, written by transformers and converted by `captioner convert`; 16 new tokens a caption, greedy and with
-4 beams. The peer reads with Pillow and its own image processor and runs eagerly in fp32, with its best batch size. In
-each round all sides caption the same photos in turn; times are medians. Prints one JSON line for each batch size and
-mode: photos a second, the ratio to the peer, how many captions differ from the peer's, and the share of the machine's
-measured limits that each side reaches: matrix products of its precision in the encoder, memory reads of weights in the
-decoder. On a GPU our side runs in bf16 in batches of 64, and some captions differ.
+The model: ViT-S/16 at 224 pixels and a GPT-2-style decoder of six layers, width 384 and GPT-2's vocabulary, with random
+weights, written by transformers and converted by `captioner convert`; 16 new tokens a caption, greedy and with 4 beams.
+The peer reads with Pillow and its own image processor and runs eagerly in fp32, at the best of its batch sizes. All
+sides go over the same photos in turn, one after another in each round; times are medians. Prints one JSON line about
+the machine and one a batch size and mode: photos a second, how many times the peer's, how many captions differ from the
+peer's, and what share each reaches of what the machine was measured to do: matrix products of its precision in the
+encoder, memory reads of the decoder's weights. With --busy, a second line has the speeds beside other work, a busy loop
+for each core. On a GPU ours runs in bf16, in batches of 64, where some captions differ.
+
+Torch is imported before captioner, so that the peer's threads wait as torch has them wait. Set GOMP_SPINCOUNT=1000 to
+have all sides wait as they do where captioner is imported first.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 import numpy as np
 import torch
 import transformers
+from machine import busy_cores, machine
 from onnx import helper, numpy_helper
 from onnxruntime import InferenceSession, SessionOptions
 from PIL import Image
@@ -135,6 +141,21 @@ def time_sides(
             captions[name] = run(photos, num_beams, size)
             seconds[name].append(time.perf_counter() - start)
     return {name: (median(seconds[name][1:]), captions[name]) for name in runs}
+
+
+def speeds(results: dict[str, tuple[float, list[list[str]]]], count: int) -> dict[str, Any]:
+    """Of each side but the peer, what `time_sides` found, against the peer at its best batch size."""
+    best_peer = min((name for name in results if name.startswith("peer")), key=lambda name: results[name][0])
+    peer_seconds, expected = results[best_peer]
+    line: dict[str, Any] = {"peer_at_its_best": best_peer, "peer_photos_per_s": round(count / peer_seconds, 2)}
+    for name, (seconds, captions) in results.items():
+        if not name.startswith("peer"):
+            line[name] = {
+                "photos_per_s": round(count / seconds, 2),
+                "ratio": round(peer_seconds / seconds, 2),
+                "captions_that_differ": sum(a != b for a, b in zip(captions, expected, strict=True)),
+            }
+    return line
 
 
 def best_of(function: Callable[[], Any], times: int = 5) -> float:
@@ -267,20 +288,16 @@ def compare(folder: Path, photos: list[Path], options: argparse.Namespace) -> No
     sides |= {"_".join(name): ours(captioner) for name, captioner in captioners.items()}
     for batch_size, peer_batches in PEER_BATCHES[options.device.type].items():
         for mode, num_beams in MODES.items():
-            results = time_sides(sides, photos, num_beams, batch_size, peer_batches, options.rounds)
-            best_peer = min((name for name in results if name.startswith("peer")), key=lambda name: results[name][0])
-            peer_seconds, expected = results[best_peer]
-            line: dict[str, Any] = {"mode": mode, "batch_size": batch_size, "peer_at_its_best": best_peer}
-            line["peer_photos_per_s"] = round(len(photos) / peer_seconds, 2)
-            for (engine, precision), captioner in captioners.items():
-                seconds, captions = results[f"{engine}_{precision}"]
-                line[f"{engine}_{precision}"] = {
-                    "photos_per_s": round(len(photos) / seconds, 2),
-                    "ratio": round(peer_seconds / seconds, 2),
-                    "captions_that_differ": sum(a != b for a, b in zip(captions, expected, strict=True)),
-                    **shares_of_the_limit(captioner, precision, model, limits, photos, batch_size, seconds),
-                }
-            print(json.dumps(line), flush=True)
+            for cores in ("quiet", "busy") if options.busy else ("quiet",):
+                with busy_cores() if cores == "busy" else nullcontext():
+                    results = time_sides(sides, photos, num_beams, batch_size, peer_batches, options.rounds)
+                line = {"mode": mode, "batch_size": batch_size, "cores": cores, **speeds(results, len(photos))}
+                for (engine, precision), captioner in captioners.items() if cores == "quiet" else ():
+                    seconds, _ = results[f"{engine}_{precision}"]
+                    line[f"{engine}_{precision}"] |= shares_of_the_limit(
+                        captioner, precision, model, limits, photos, batch_size, seconds
+                    )
+                print(json.dumps(line), flush=True)
 
 
 def main() -> None:
@@ -291,6 +308,7 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
     parser.add_argument("--count", type=int, help="number of photos; default: 64, on a GPU 512")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--busy", action="store_true", help="also measure beside a busy loop on each core")
     options = parser.parse_args()
     if options.photos is None:
         sys.exit("set CAPTIONER_FLICKR8K or give --photos")
@@ -298,6 +316,7 @@ def main() -> None:
     photos = sorted(options.photos.glob("*.jpg"))[:count]
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     transformers.logging.set_verbosity_error()
+    print(json.dumps(machine()), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         write_peer(Path(folder, "peer"))
         compare(Path(folder), photos, options)

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from captioner.auto import register_auto_classes
+from captioner.cpu import limit_spinning
 
 if TYPE_CHECKING:
     from captioner.infer.captioner import Captioner
@@ -35,6 +36,7 @@ _HOMES = {
     "CaptionerTokenizer": "captioner.model.tokenization_captioner",
 }
 
+limit_spinning()
 register_auto_classes()
 
 

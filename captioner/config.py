@@ -336,6 +336,7 @@ class OptimizationConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float | None = Field(None, gt=0, lt=1, description="Validate and save an exponential moving average.")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Default: the launcher's, or no.")
+    compile: bool = Field(False, description="torch.compile the model: a minute or two as a phase begins.")
 
 
 class ValidationConfig(Section):

@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "memory": set(),
+    "cpu": set(),
     "auto": {"model"},
     "config": {"errors"},
     "model": set(),  # save_pretrained copies these files beside a checkpoint: they stand alone
@@ -25,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"model", "config", "files", "errors"},
     "hub": {"model", "files", "errors"},
     "convert": {"hub", "model", "files", "errors"},
-    "infer": {"hub", "data", "model", "errors", "export.runtime", "export.search", "export.format"},
+    "infer": {"hub", "data", "model", "cpu", "memory", "errors", "export.runtime", "export.search", "export.format"},
     "train": {
         "hub",
         "data",

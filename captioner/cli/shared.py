@@ -87,9 +87,6 @@ def default_workers() -> int:
 def load_captioner(model: str | None, device: str, precision: str) -> "Captioner":
     from captioner.infer.captioner import Captioner
 
-    # GNU's OpenMP reads this when torch is imported. By default its threads spin for milliseconds where they wait for
-    # each other, and beside other work captioning takes several times as long; on a quiet machine this costs nothing.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if device == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         device = "cpu"  # accelerate launch --cpu
     gc.disable()  # what libraries and models make stays, and to look through it again and again takes a second

@@ -1,27 +1,90 @@
-"""A step of decoding as one launch.
+"""Work of a GPU that is recorded once, as a CUDA graph, and then launched as a whole.
 
-On a GPU a step of a few captions takes longer to launch, hundreds of small kernels one after the other, than to run.
+A step of decoding is hundreds of small kernels one after the other: launching them takes longer than running them.
 """
 
 import logging
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+KEPT = 8
+"""Graphs that a captioner keeps. Each has memory of its own, about what a batch takes."""
 
-def can_capture(device: torch.device) -> bool:
-    return device.type == "cuda"
+
+def capture(work: Callable[[], Any], device: torch.device) -> tuple[Callable[[], object], Any]:
+    """Record the kernels that `work` launches on a device, which need not be the current one, without running them.
+
+    Returns:
+        What runs them all, and what `work` returned, whose tensors each run fills anew.
+    """
+    with torch.cuda.device(device):
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        # Photos may be read and pinned meanwhile, by other threads.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            result = work()
+    return graph.replay, result
 
 
-def capture(step: Callable[[], None]) -> Callable[[], None]:
-    """Record the kernels that a step launches, without running them; what is returned runs them all."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # photos may be read and pinned meanwhile
-        step()
-    return graph.replay
+class Captures:
+    """What was captured of one model's work, by what it computes and for which shapes; the least recently used goes.
+
+    Whoever takes something has it alone until it is given back.
+    """
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self.seen: set[Hashable] = set()
+
+    def take(self, key: Hashable) -> Any | None:
+        return self.kept.pop(key, None)
+
+    def give(self, key: Hashable, captured: Any) -> None:
+        self.kept[key] = captured
+        while len(self.kept) > KEPT:
+            self.kept.popitem(last=False)
+
+    def recurs(self, key: Hashable) -> bool:
+        """Whether this was asked before: what happens once is not worth its capture."""
+        recurs = key in self.seen
+        self.seen.add(key)
+        return recurs
+
+    def clear(self) -> None:
+        """Free the memory of what is not in use."""
+        self.kept.clear()
+        self.seen.clear()
+
+
+class CapturedCall:
+    """A function of a tensor, captured. A call overwrites what the call before returned.
+
+    Where it cannot be captured, it runs as before.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Any], given: Tensor, rows: int) -> None:
+        """Capture `function` for tensors like `given` of so many rows, or of fewer."""
+        self.function = function  # it holds tensors that the graph reads
+        self.given = given.new_zeros(rows, *given.shape[1:])
+        self.replay: Callable[[], object] | None = None
+        function(self.given)  # what libraries load and set up at a first call is not for a capture
+        try:
+            self.replay, self.result = capture(lambda: function(self.given), given.device)
+        except RuntimeError as error:  # torch has no narrower one for what cannot be captured
+            logger.warning("image encoding launches its kernels one by one: %s", str(error).partition("\n")[0])
+
+    def __call__(self, given: Tensor) -> Any:
+        """Rows after those of `given` are of calls before."""
+        if self.replay is None:
+            return self.function(given)
+        self.given[: len(given)].copy_(given)
+        self.replay()
+        return self.result
 
 
 class CapturedStep:
@@ -37,12 +100,18 @@ class CapturedStep:
         self.step = step
         self.state = state
         self.tensors = [getattr(owner, name) for owner, name in state]
+        self.replay: Callable[[], object] | None = None
         try:
-            self.replay = capture(self._step_in_place)
-        except RuntimeError as error:  # torch has no narrower one for what cannot be captured
+            self.replay, _ = capture(self._step_in_place, self.tensors[0].device)
+        except RuntimeError as error:
             logger.warning("decoding launches its kernels one by one: %s", str(error).partition("\n")[0])
             self._put_back()
-            self.replay = self._step_in_place
+
+    def __call__(self) -> None:
+        if self.replay is None:
+            self._step_in_place()
+        else:
+            self.replay()
 
     def _step_in_place(self) -> None:
         self.step()

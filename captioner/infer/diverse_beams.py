@@ -37,16 +37,17 @@ class DiverseBeams(Captions):
 
     per_image = ("tokens", "parents", "done")  # the rest is the groups'
 
-    def __init__(
-        self, options: GenerationOptions, prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int
-    ) -> None:
-        super().__init__(options, prompt, prompt_log_probs, end, longest)
+    def __init__(self, options: GenerationOptions, prompt: Tensor, end: int, longest: int) -> None:
+        super().__init__(options, prompt, end, longest)
         self.size = self.count // options.num_beam_groups
         alone = replace(
             options, num_beams=self.size, num_return_sequences=self.size, num_beam_groups=1, diversity_penalty=0.0
         )
-        groups = range(options.num_beam_groups)
-        self.groups = [BeamGroup(alone, prompt, prompt_log_probs, end, longest) for _ in groups]
+        self.group = BeamGroup(alone, prompt, end, longest)
+
+    def _begin(self, prompt_log_probs: Tensor) -> None:
+        super()._begin(prompt_log_probs)
+        self.groups = [self.group.of(prompt_log_probs) for _ in range(self.options.num_beam_groups)]
 
     def advance(self, logits: Tensor, most_steps: int) -> None:
         handicaps = torch.zeros_like(logits[:, 0])
@@ -68,13 +69,13 @@ class DiverseBeams(Captions):
         for group in self.groups:
             group.keep(images)
 
-    def put(self, images: Tensor, other: Captions, others: Tensor) -> None:
+    def put(self, images: Tensor | slice, other: Captions, others: Tensor | slice) -> None:
         assert isinstance(other, DiverseBeams)
         super().put(images, other, others)
         for group, source in zip(self.groups, other.groups, strict=True):
             group.put(images, source, others)
 
-    def written(self, images: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def written(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best captions of all groups together."""
         scores = torch.cat([group.best_scores[images] for group in self.groups], dim=1)
         best = scores.topk(self.options.num_return_sequences).indices

@@ -56,18 +56,19 @@ class ForcedBeams(Beams):
 
     per_image = (*Beams.per_image, "states")
 
-    def __init__(
-        self, options: GenerationOptions, prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int, vocab: int
-    ) -> None:
-        super().__init__(options, prompt, prompt_log_probs, end, longest)
+    def __init__(self, options: GenerationOptions, prompt: Tensor, end: int, longest: int, vocab: int) -> None:
+        super().__init__(options, prompt, end, longest)
         self.forced = ForcedPhrases(options.force_words_ids, vocab, prompt.device)
         # Of each candidate, how many tokens it lacks: bank C has 2 K candidates, and each of the others K.
         self.lacking = (torch.arange(self.count * (self.forced.count + 2)) // self.count - 1).clamp(min=0)
         self.lacking = self.lacking.to(prompt.device)
-        state = torch.zeros_like(self.forced.lengths)
+        self.state_of_prompt = torch.zeros_like(self.forced.lengths)
         for token in prompt[1:]:
-            state = self.forced.after(state, token)
-        self.states = state.expand(*self.ended.shape, -1).clone()  # [B, K, F]
+            self.state_of_prompt = self.forced.after(self.state_of_prompt, token)
+
+    def _begin(self, prompt_log_probs: Tensor) -> None:
+        super()._begin(prompt_log_probs)
+        self.states = self.state_of_prompt.expand(*self.ended.shape, -1).clone()  # [B, K, F]
 
     def advance(self, logits: Tensor, most_steps: int) -> None:
         super().advance(logits, most_steps)

@@ -4,7 +4,8 @@ Shapes: B images, K captions an image, T tokens of the prompt, M places for the 
 """
 
 import math
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -41,16 +42,27 @@ class Captions:
 
     per_image: tuple[str, ...] = ("sequences", "log_probs", "lengths", "tokens", "parents", "ended", "lost", "done")
 
-    def __init__(
-        self, options: GenerationOptions, prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int
-    ) -> None:
-        """`prompt_log_probs` [B, T - 1] are those of a prompt [T] on each image; `longest` tokens may follow it."""
-        images, self.count = len(prompt_log_probs), options.num_captions
+    def __init__(self, options: GenerationOptions, prompt: Tensor, end: int, longest: int) -> None:
+        """Of no images yet: what all have in common. `longest` tokens may follow the prompt [T]."""
+        self.count = options.num_captions
         self.options = options
         self.end = end
+        self.prompt = prompt
         self.prompt_length = len(prompt)
         self.full_length = len(prompt) + longest
         self.forbid = Forbidden(options, prompt, end)
+        if options.seed is not None:
+            self.generator = torch.Generator().manual_seed(options.seed)
+            self.noise: list[Tensor] = []
+
+    def of(self, prompt_log_probs: Tensor) -> Self:
+        """The same search for captions of B images, on which the prompt's tokens have log-probabilities [B, T - 1]."""
+        captions = copy(self)
+        captions._begin(prompt_log_probs)
+        return captions
+
+    def _begin(self, prompt_log_probs: Tensor) -> None:
+        images, prompt = len(prompt_log_probs), self.prompt
         self.sequences = prompt.new_zeros(images, self.count, self.full_length + 1)
         self.sequences[..., : len(prompt)] = prompt
         self.log_probs = prompt_log_probs.new_zeros(images, self.count, self.full_length)
@@ -61,9 +73,6 @@ class Captions:
         self.ended = torch.zeros_like(self.tokens, dtype=torch.bool)
         self.lost = torch.zeros_like(self.ended)
         self.done = self.ended.all(1)
-        if options.seed is not None:
-            self.generator = torch.Generator().manual_seed(options.seed)
-            self.noise: list[Tensor] = []
 
     def advance(self, logits: Tensor, most_steps: int) -> None:
         """Choose the tokens after the sequences by their logits [B, K, V].
@@ -120,12 +129,12 @@ class Captions:
         for name in self.per_image:
             setattr(self, name, getattr(self, name)[images])
 
-    def put(self, images: Tensor, other: "Captions", others: Tensor) -> None:
+    def put(self, images: Tensor | slice, other: "Captions", others: Tensor | slice) -> None:
         """Let the images `others` of `other` take the places of these images."""
         for name in self.per_image:
             getattr(self, name)[images] = getattr(other, name)[others]
 
-    def written(self, images: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def written(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sequences [b, k, M - 1], log-probabilities [b, k, M - 2] of these images' captions, and [b, k], which are.
 
         What stands after an end of sequence is void.
@@ -143,17 +152,18 @@ class Beams(Captions):
 
     per_image = (*Captions.per_image, "scores", "best_scores", "best_sequences", "best_log_probs")
 
-    def __init__(
-        self, options: GenerationOptions, prompt: Tensor, prompt_log_probs: Tensor, end: int, longest: int
-    ) -> None:
-        super().__init__(options, prompt, prompt_log_probs, end, longest)
+    def __init__(self, options: GenerationOptions, prompt: Tensor, end: int, longest: int) -> None:
+        super().__init__(options, prompt, end, longest)
+        logs = [0.0] + [options.length_penalty * math.log(length) for length in range(1, longest + 1)]
+        self.bonuses = torch.tensor(logs, device=prompt.device)  # log(length ** length_penalty)
+
+    def _begin(self, prompt_log_probs: Tensor) -> None:
+        super()._begin(prompt_log_probs)
         # All beams of an image are the same at first: one of them goes on.
         self.scores = self.log_probs.new_full(self.ended.shape, ABSENT)
         self.scores[:, 0] = 0
         self.best_scores = torch.full_like(self.scores, ABSENT)
         self.best_sequences, self.best_log_probs = self.sequences.clone(), self.log_probs.clone()
-        logs = [0.0] + [options.length_penalty * math.log(length) for length in range(1, longest + 1)]
-        self.bonuses = self.log_probs.new_tensor(logs)  # log(length ** length_penalty)
 
     def advance(self, logits: Tensor, most_steps: int) -> None:
         log_probs = logits.log_softmax(-1)
@@ -198,7 +208,7 @@ class Beams(Captions):
         self.best_sequences = gather_captions(torch.cat([self.best_sequences, sequences[first]], dim=1), best)
         self.best_log_probs = gather_captions(torch.cat([self.best_log_probs, log_probs[first]], dim=1), best)
 
-    def written(self, images: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def written(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         wanted = images, slice(self.options.num_return_sequences)
         is_found = self.best_scores[wanted] > ABSENT
         return self.best_sequences[wanted][..., :-1], self.best_log_probs[wanted][..., :-1], is_found

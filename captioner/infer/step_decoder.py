@@ -120,7 +120,7 @@ class StepDecoder:
         self.encoder_hidden_states = self.encoder_hidden_states[images]
         self.visible, self.steps = self.visible[rows], self.steps[rows]
 
-    def put(self, images: Tensor, other: "StepDecoder", others: Tensor) -> None:
+    def put(self, images: Tensor | slice, other: "StepDecoder", others: Tensor | slice) -> None:
         """Let the images `others` of `other`, which has started, take the places of these images."""
         rows, from_rows, prompt = self._rows(images), other._rows(others), slice(self.prompt_length)
         mine, its = self.cache.self_attention_cache.layers, other.cache.self_attention_cache.layers
@@ -132,7 +132,9 @@ class StepDecoder:
             layer.keys[images], layer.values[images] = source.keys[others], source.values[others]
         self.visible[rows], self.steps[rows] = other.visible[from_rows], other.steps[from_rows]
 
-    def _rows(self, images: Tensor) -> Tensor:
+    def _rows(self, images: Tensor | slice) -> Tensor | slice:
+        if isinstance(images, slice):
+            return slice(images.start * self.rows_each, images.stop * self.rows_each)
         return (images[:, None] * self.rows_each + torch.arange(self.rows_each, device=images.device)).flatten()
 
     def _logits(self, tokens: Tensor, mask: Tensor | None = None, position: Tensor | None = None) -> Tensor:

@@ -2,23 +2,27 @@
 
 import math
 from collections import deque
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.cpu import brief_waits
 from captioner.data.captions import encode_texts
 from captioner.errors import CaptionerError
 from captioner.hub.load import load_model
 from captioner.infer.caption import Caption, Tag, Token, likely_tags
 from captioner.infer.captioner import Captioner
+from captioner.infer.captured import Captures
 from captioner.infer.defaults import generation_defaults
 from captioner.infer.generation import GenerationStream, Hypothesis
 from captioner.infer.options import GenerationOptions
 from captioner.infer.packed import pack_linears
 from captioner.infer.processes import this_process
 from captioner.infer.tuning import best_batch_size, faster_precision
+from captioner.memory import reuse_blocks
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 
@@ -48,6 +52,8 @@ class TorchCaptioner(Captioner):
         self.model = model.to(device=self.device, dtype=self.dtype).eval()
         if self.device.type == "cpu":
             pack_linears(self.model)
+            reuse_blocks()
+        self.captures = Captures() if self.device.type == "cuda" else None
         self.defaults = generation_defaults(model.generation_config)
         try:
             self.options()
@@ -111,28 +117,35 @@ class TorchCaptionStream:
 
     def __init__(self, captioner: TorchCaptioner, options: GenerationOptions) -> None:
         self.captioner = captioner
-        self.generation = GenerationStream(captioner.model, options)
-        self.copies = CudaCopies(captioner.device) if captioner.device.type == "cuda" else None
+        self.generation = GenerationStream(captioner.model, options, self._encode, captioner.captures)
+        self.copies = CudaCopies(captioner.device, captioner.dtype) if captioner.device.type == "cuda" else None
         self.tags: deque[tuple[Tag, ...]] = deque()  # of the images whose captions are not there yet
+        self.computing = brief_waits if captioner.device.type == "cpu" else nullcontext
 
     def add(self, pixel_values: np.ndarray) -> list[Caption]:
         pixels = torch.from_numpy(pixel_values)
         if self.copies is None:
-            return self._decode(pixels.to(self.captioner.device))
+            with self.computing():
+                return self._decode(pixels.to(self.captioner.device))
         before = self.copies.take()
         self.copies.send(pixels)
         return [] if before is None else self._decode(before)
 
     def finish(self) -> list[Caption]:
         last = None if self.copies is None else self.copies.take()
-        captions = [] if last is None else self._decode(last)
-        return captions + self._captions(self.generation.finish())
+        with self.computing():
+            captions = [] if last is None else self._decode(last)
+            return captions + self._captions(self.generation.finish())
+
+    def _encode(self, pixel_values: Tensor) -> Tensor:
+        image_tokens: Tensor = self.captioner.model.encoder(pixel_values=pixel_values).last_hidden_state
+        return image_tokens
 
     @torch.inference_mode()
     def _decode(self, pixel_values: Tensor) -> list[Caption]:
-        encoded = self.captioner.model.encoder(pixel_values=pixel_values).last_hidden_state
-        self.tags.extend(self.captioner._tags(encoded))
-        return self._captions(self.generation.add(encoded))
+        groups = self.generation.add(pixel_values)
+        self.tags.extend(self.captioner._tags(self.generation.image_tokens[: len(pixel_values)]))
+        return self._captions(groups)
 
     def _captions(self, groups: list[list[Hypothesis]]) -> list[Caption]:
         return [self.captioner._caption(group, self.tags.popleft()) for group in groups]
@@ -142,14 +155,16 @@ class CudaCopies:
     """Takes a batch at a time to a CUDA device, from pinned memory and in a stream of its own: a batch is on its way
     while the device works on the one before."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
+        self.dtype = dtype
         self.stream = torch.cuda.Stream(device)
         self.sent: Tensor | None = None
 
     def send(self, tensor: Tensor) -> None:
         with torch.cuda.stream(self.stream):
-            self.sent = tensor.pin_memory().to(self.device, non_blocking=True)
+            pinned = torch.empty(tensor.shape, dtype=self.dtype, pin_memory=True).copy_(tensor)
+            self.sent = pinned.to(self.device, non_blocking=True)
 
     def take(self) -> Tensor | None:
         """What was sent and not taken yet; the current stream waits for it, the host does not."""

@@ -43,6 +43,9 @@ def best_batch_size(captioner: "TorchCaptioner", options: GenerationOptions) -> 
             reached = images_per_second(captioner, options, size, options.max_new_tokens)
         except torch.OutOfMemoryError:
             break
+        finally:
+            if captioner.captures is not None:
+                captioner.captures.clear()
         if reached < STILL_RISING * speed:
             break
         best, speed = size, reached

@@ -30,9 +30,13 @@ GIVEN_CAPTIONS: tuple[Objective, ...] = ("captioning", "language_modeling")
 class JointModel(nn.Module):
     """One pass for all objectives of a step: what is wrapped for many processes, whose gradients come together once."""
 
-    def __init__(self, captioner: CaptionerForConditionalGeneration) -> None:
+    def __init__(self, captioner: CaptionerForConditionalGeneration, compiled: bool = False) -> None:
+        """`compiled`: encoder and decoder by torch.compile, in these passes alone; writing captions stays as it is."""
         super().__init__()
         self.captioner = captioner
+        self.towers: tuple[Callable[..., Any], Callable[..., Any]] = captioner.encoder, captioner.decoder
+        if compiled:
+            self.towers = torch.compile(captioner.encoder.forward), torch.compile(captioner.decoder.forward)
 
     def forward(
         self,
@@ -50,13 +54,12 @@ class JointModel(nn.Module):
             text: for the contrastive objective, [M, T] decoder inputs of captions and [M] their last positions.
         """
         captioner, heads = self.captioner, self.captioner.heads
+        encode, decode = self.towers
         outputs: dict[str, Any] = {}
-        image_states = captioner.encoder(**encoder_inputs).last_hidden_state if encoder_inputs else None
+        image_states = encode(**encoder_inputs).last_hidden_state if encoder_inputs else None
         if captions is not None:
             packed, outputs["drawn"] = captions(image_states)
-            states = captioner.decoder(
-                packed.input_ids, image_states, packed.attention_mask, position_ids=packed.position_ids
-            )
+            states = decode(packed.input_ids, image_states, packed.attention_mask, position_ids=packed.position_ids)
             states = states.flatten(0, 1)
             outputs["logits"] = {name: captioner.lm_head(states[own]) for name, own in packed.places.items()}
         if "tags" in objectives and heads.tags is not None:

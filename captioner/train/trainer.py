@@ -98,7 +98,13 @@ class Trainer:
         if found:
             resume_checks.load_weights(self.last, self.model, self.processor.tokenizer)
         self.model.to(self.accelerator.device)
-        self.joint, self.whole = JointModel(self.model), fsdp.WholeModel(self.accelerator, self.model)
+        if config.optimization.compile and self.accelerator.is_fsdp2:
+            raise CaptionerError("optimization.compile does not go with a model in parts (FSDP)")
+        if self.accelerator.device.type == "cuda":  # beside bf16 or fp16 the rest need not be more exact than TF32
+            exact = self.accelerator.mixed_precision == "no"
+            torch.set_float32_matmul_precision("highest" if exact else "high")
+        self.joint = JointModel(self.model, config.optimization.compile)
+        self.whole = fsdp.WholeModel(self.accelerator, self.model)
         self.objectives = Objectives(self.whole, self._build_critic(), self._build_teacher(teacher), config.tags)
         optimizer = build_optimizer(self.model, config.optimization)
         self.optimizer = fsdp.prepare_optimizer(self.accelerator, self.joint, optimizer)

@@ -2,6 +2,7 @@ import io
 import json
 import math
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,19 @@ def test_one_image_gives_one_caption_and_a_list_a_list(cap, photos):
     assert isinstance(one, Caption) and one.text and one.alternatives == () and one.tags == ()
     assert cap([photos[0]])[0].text == one.text
     assert cap([]) == []
+
+
+def test_threads_wait_briefly_while_a_captioner_computes_and_no_longer(cap, photos, monkeypatch):
+    blocks = []
+
+    @contextmanager
+    def recorded():
+        blocks.append("entered")
+        yield
+        blocks.append("left")
+
+    monkeypatch.setattr(module, "brief_waits", recorded)
+    assert cap(photos[0]).text and blocks == ["entered", "left"] * 2, "a batch, and what is left at the end"
 
 
 def test_path_bytes_and_pillow_image_are_the_same_image(cap, photos):
@@ -172,10 +186,11 @@ def test_batches_that_are_copied_while_others_are_captioned_keep_their_order(cap
     expected = [caption.text for caption in cap(photos, batch_size=2)]
     for name in ("Stream", "stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(torch.cpu, name))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, pin_memory: empty(shape, dtype=dtype))
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
     stream = cap.stream(GenerationOptions())
-    stream.copies = module.CudaCopies(cap.device)
+    stream.copies = module.CudaCopies(cap.device, cap.dtype)
     first, *others = pixel_batches(photos, cap.preprocessing, 2)
     assert stream.add(first) == [], "it is on its way"
     captions = [caption.text for pixel_values in others for caption in stream.add(pixel_values)]

@@ -1,6 +1,6 @@
 """What only a GPU shows of captioning: captured steps, copies in their own stream, bfloat16, memory that runs out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,11 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from captioner.infer import captured, generation
 from captioner.infer.captioner import Captioner
+from captioner.infer.captured import Captures
 from captioner.infer.generation import GenerationStream, generate
 from captioner.infer.options import GenerationOptions
 from captioner.infer.step_decoder import StepDecoder
-from captioner.infer.trained import CudaCopies
+from captioner.infer.trained import CudaCopies, TorchCaptioner
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 pytestmark = pytest.mark.gpu
@@ -46,17 +47,15 @@ def features(on_cuda: CaptionerForConditionalGeneration) -> torch.Tensor:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Steps are captured after three; gives what was captured, one item a graph."""
+    """What was captured, one item a graph."""
     found: list[object] = []
     capture = captured.capture
 
-    def noted(step: object) -> object:
-        replay = capture(step)
-        found.append(replay)
-        return replay
+    def noted(work: Callable[[], object], device: torch.device) -> object:
+        found.append(capture(work, device))
+        return found[-1]
 
     monkeypatch.setattr(captured, "capture", noted)
-    monkeypatch.setattr(generation, "CAPTURE_AFTER", 3)
     return found
 
 
@@ -71,21 +70,29 @@ def limited_memory() -> Iterator[None]:
     torch.cuda.empty_cache()
 
 
-def captions(model: CaptionerForConditionalGeneration, features: torch.Tensor, options: GenerationOptions) -> list:
-    stream = GenerationStream(model, options)
+def captions(
+    model: CaptionerForConditionalGeneration,
+    features: torch.Tensor,
+    options: GenerationOptions,
+    captures: Captures | None = None,
+) -> list:
+    stream = GenerationStream(model, options, captures=captures)
     groups = [group for batch in features.split(5) for group in stream.add(batch)] + stream.finish()
     return [[(one.token_ids, one.end_log_prob is None) for one in group] for group in groups]
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_captured_steps_write_what_steps_write_that_are_not(
-    on_cuda: CaptionerForConditionalGeneration, features: torch.Tensor, name: str, monkeypatch: pytest.MonkeyPatch,
-    graphs: list[object], caplog: pytest.LogCaptureFixture,
+def test_captured_work_writes_what_work_writes_that_is_not(
+    on_cuda: CaptionerForConditionalGeneration, features: torch.Tensor, name: str, graphs: list[object],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    found = captions(on_cuda, features, SEARCHES[name])
-    assert len(graphs) == 1 and caplog.messages == []
-    monkeypatch.setattr(generation, "can_capture", lambda device: False)
-    assert found == captions(on_cuda, features, SEARCHES[name])
+    """In streams of different lengths, the last of them with a smaller batch at its end, and other options between."""
+    captures = Captures()
+    for count in (11, 25, 43):
+        found = captions(on_cuda, features[-count:], SEARCHES[name], captures)
+        assert found == captions(on_cuda, features[-count:], SEARCHES[name])
+        captions(on_cuda, features[:5], GenerationOptions(num_beams=2, max_new_tokens=7), captures)
+    assert len(graphs) == 4 and caplog.messages == []  # the first tokens and a step, of either options
     assert len({group[0] for group in found}) > 5, "the images make too little difference"
 
 
@@ -93,12 +100,24 @@ def test_captured_draws_differ_from_one_another_and_repeat_with_torchs_seed(
     on_cuda: CaptionerForConditionalGeneration, features: torch.Tensor, graphs: list[object],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
+    captures = Captures()
     torch.manual_seed(3)
-    first, second = (captions(on_cuda, features, DRAWS) for _ in range(2))
+    first, second = (captions(on_cuda, features, DRAWS, captures) for _ in range(2))
     torch.manual_seed(3)
-    assert captions(on_cuda, features, DRAWS) == first != second
-    assert len(graphs) == 3 and caplog.messages == []
+    assert captions(on_cuda, features, DRAWS, captures) == first != second
+    assert len(graphs) == 1 and caplog.messages == []
     assert sum(len(set(group)) > 1 for group in first) > len(first) / 2
+
+
+def test_a_captioner_writes_the_same_from_captured_work(tiny_captioner: Path, graphs: list[object]) -> None:
+    draw = np.random.default_rng(1)
+    photos = [Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(43)]
+    captioner = Captioner.from_pretrained(tiny_captioner, device=DEVICE, precision="fp32")
+    assert isinstance(captioner, TorchCaptioner) and captioner.captures is not None
+    found = [[one.text for one in captioner(photos, batch_size=8)] for _ in range(3)]
+    assert len(graphs) == 3  # a batch of three comes more than once, too
+    captioner.captures = None
+    assert found == 3 * [[one.text for one in captioner(photos, batch_size=8)]]
 
 
 @pytest.mark.parametrize("name", ["greedy", "beams", "seeded draws"])
@@ -123,7 +142,7 @@ def test_in_bfloat16_most_captions_are_those_of_float32(tiny_captioner: Path) ->
 
 
 def test_batches_arrive_whole_while_the_device_is_busy() -> None:
-    copies, work = CudaCopies(DEVICE), torch.randn(2048, 2048, device=DEVICE)
+    copies, work = CudaCopies(DEVICE, torch.float32), torch.randn(2048, 2048, device=DEVICE)
     draw = torch.Generator().manual_seed(0)
     batches = [torch.rand(1 << 20, generator=draw) for _ in range(20)]
     sums = []

@@ -221,9 +221,13 @@ def test_a_caption_does_not_depend_on_the_batch_it_came_in(model, pixel_values, 
 
 
 def stream(
-    model: CaptionerForConditionalGeneration, features: torch.Tensor, options: GenerationOptions, batch_size: int
+    model: CaptionerForConditionalGeneration,
+    features: torch.Tensor,
+    options: GenerationOptions,
+    batch_size: int,
+    captures: captured.Captures | None = None,
 ) -> list[list[tuple[int, ...]]]:
-    engine = GenerationStream(model, options)
+    engine = GenerationStream(model, options, captures=captures)
     groups = [group for batch in features.split(batch_size) for group in engine.add(batch)] + engine.finish()
     return [[with_end(model, hypothesis) for hypothesis in group] for group in groups]
 
@@ -250,48 +254,130 @@ CAPTURED = STREAMS | {
 }
 
 
-@pytest.mark.parametrize("name", CAPTURED)
-def test_a_step_that_is_captured_reads_and_writes_the_same_tensors_ever_after(model, name, monkeypatch):
-    features = 2 * torch.randn(43, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(4))
-    expected = stream(model, features, CAPTURED[name], batch_size=5)
-    replays = []
+def tensors_of(thing: object, found: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """All tensors that it holds, but a model's, in an order that is the same for its like."""
+    if isinstance(thing, torch.Tensor):
+        found.setdefault(id(thing), thing)
+    elif isinstance(thing, dict | list | tuple):
+        for item in thing.values() if isinstance(thing, dict) else thing:
+            tensors_of(item, found)
+    elif hasattr(thing, "__dict__") and not isinstance(thing, torch.nn.Module | type) and thing is not None:
+        for name, item in vars(thing).items():
+            if name not in ("plan", "model", "search"):
+                tensors_of(item, found)
+    return found
 
-    def capture(step):
-        owners = {id(owner): owner for owner, _ in step.__self__.state}.values()
-        layers = next(iter(owners)).cache.self_attention_cache.layers
-        as_captured = [(owner, dict(vars(owner))) for owner in (*owners, *layers)]
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Captures as a GPU makes them, of tensors that are void until a replay; gives what is replayed."""
+    names: list[str] = []
+
+    def capture(work, device):
+        owner = getattr(work, "__self__", None)
+        if isinstance(owner, captured.CapturedStep):
+            owners = {id(one): one for one, _ in owner.state}.values()
+            layers = next(iter(owners)).cache.self_attention_cache.layers
+            as_captured = [(one, dict(vars(one))) for one in (*owners, *layers)]
+
+            def replay_step() -> None:
+                for one, attributes in as_captured:
+                    vars(one).update(attributes)  # a graph knows these tensors alone
+                work()
+                names.append("step")
+
+            return replay_step, None
+
+        def made(result: object) -> list[torch.Tensor]:
+            constants = tensors_of([result.plan.prompt, vars(result.plan.search)], {})
+            tensors = tensors_of(result, {}).values()
+            return [one for one in tensors if id(one) not in constants and 0 not in one.stride()]
+
+        result = work()
+        places = made(result)
 
         def replay() -> None:
-            for owner, attributes in as_captured:
-                vars(owner).update(attributes)  # a graph knows these tensors alone
-            step()
-            replays.append(step)
+            for place, tensor in zip(places, made(work()), strict=True):
+                place.copy_(tensor)
+            names.append("begin")
 
-        return replay
+        for place in places:
+            place.zero_() if place.dtype in (torch.bool, torch.long) else place.fill_(torch.nan)
+        return replay, result
 
     monkeypatch.setattr(captured, "capture", capture)
-    monkeypatch.setattr(generation, "can_capture", lambda device: True)
-    monkeypatch.setattr(generation, "CAPTURE_AFTER", 3)
-    assert stream(model, features, CAPTURED[name], batch_size=5) == expected
-    assert len(replays) > 20 or name == "one token"
+    return names
 
 
-def test_a_step_that_cannot_be_captured_runs_as_before(model, monkeypatch, caplog):
+@pytest.mark.parametrize("name", CAPTURED)
+def test_captured_work_reads_and_writes_the_same_tensors_ever_after(model, name, replays):
+    """Through several streams of different lengths, the last of them with a smaller batch at its end."""
+    features = 2 * torch.randn(43, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(4))
+    captures = captured.Captures()
+    for turn, count in enumerate((11, 25, 3, 43)):
+        given = features[-count:]
+        expected = stream(model, given, CAPTURED[name], batch_size=5)
+        assert stream(model, given, CAPTURED[name], batch_size=5, captures=captures) == expected, turn
+    assert replays.count("begin") >= 11
+    assert replays.count("step") > 20 or name == "one token"
+    assert stream(model, features, MODES["greedy"], batch_size=5, captures=captures) == stream(
+        model, features, MODES["greedy"], batch_size=5
+    )
+
+
+def test_draws_repeat_with_torchs_seed_whether_they_are_captured_or_not(model, replays):
+    features = 2 * torch.randn(13, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(4))
+    captures, found = captured.Captures(), []
+    for _ in range(3):
+        torch.manual_seed(3)
+        found.append(stream(model, features, MODES["sampling"], batch_size=5, captures=captures))
+    assert found[0] == found[1] == found[2] and "begin" not in replays and "step" in replays
+
+
+def test_few_captures_are_kept_and_two_streams_never_share_one(model, replays):
+    features = torch.randn(20, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(4))
+    captures = captured.Captures()
+    expected = stream(model, features, MODES["beams"], batch_size=4)
+    streams = [GenerationStream(model, MODES["beams"], captures=captures) for _ in range(2)]
+    found = [[], []]
+    for batch in features.split(4):
+        for one, groups in zip(streams, found, strict=True):
+            groups += one.add(batch)
+    for one, groups in zip(streams, found, strict=True):
+        groups += one.finish()
+        assert [[with_end(model, hypothesis) for hypothesis in group] for group in groups] == expected
+    for longest in range(2, 8):
+        for _ in range(2):
+            stream(model, features, GenerationOptions(num_beams=1, max_new_tokens=longest), 4, captures)
+    assert len(captures.kept) == captured.KEPT
+
+
+def test_places_are_rounded_up():
+    assert [generation.rounded_up(count) for count in (1, 2, 3, 5, 8, 9, 16, 17, 33, 64)] == [
+        1, 2, 4, 8, 8, 16, 16, 32, 48, 64
+    ]  # fmt: skip
+
+
+def test_work_that_cannot_be_captured_runs_as_before(model, monkeypatch, caplog):
     features = 2 * torch.randn(43, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(4))
     expected = stream(model, features, MODES["beams"], batch_size=5)
+    message = "operation not permitted when stream is capturing"
 
-    def capture(step):
-        for owner, attribute in step.__self__.state:
-            setattr(owner, attribute, None)  # as a capture does that got half-way
-        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be reported …")
+    def capture(work, device):
+        if isinstance(getattr(work, "__self__", None), captured.CapturedStep):
+            for owner, attribute in work.__self__.state:
+                setattr(owner, attribute, None)  # as a capture does that got half-way
+        raise RuntimeError(f"{message}\nCUDA kernel errors might be reported …")
 
     monkeypatch.setattr(captured, "capture", capture)
-    monkeypatch.setattr(generation, "can_capture", lambda device: True)
-    monkeypatch.setattr(generation, "CAPTURE_AFTER", 3)
-    assert stream(model, features, MODES["beams"], batch_size=5) == expected
-    assert caplog.messages == [
-        "decoding launches its kernels one by one: operation not permitted when stream is capturing"
+    captures = captured.Captures()
+    for _ in range(2):
+        assert stream(model, features, MODES["beams"], batch_size=5, captures=captures) == expected
+    assert sorted(set(caplog.messages)) == [
+        f"decoding launches its kernels one by one: {message}",
+        f"image encoding launches its kernels one by one: {message}",
     ]
+    assert len(caplog.messages) <= 3
 
 
 @pytest.mark.parametrize("name", ["greedy", "beams"])

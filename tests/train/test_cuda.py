@@ -1,6 +1,7 @@
 """What only a GPU shows of training: steps that never wait, memory that runs out, precision, one-process groups."""
 
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from captioner.train.trainer import Trainer, train
 pytestmark = pytest.mark.gpu
 
 Recipe = Callable[..., RunConfig]
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+"""What deterministic matrix products ask for, before the first of the process."""
 
 LEARNT = ("optimization.mixed_precision=bf16", "phases.0.epochs=1")
 

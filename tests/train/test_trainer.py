@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -339,3 +340,21 @@ def test_a_training_starts_from_a_trained_captioner_its_words_and_its_preprocess
     with pytest.raises(CaptionerError, match=r"max_caption_tokens 17 is above the 16 positions of"):
         more = config.data.model_copy(update={"max_caption_tokens": 17})
         Trainer(config.model_copy(update={"data": more, "output_dir": str(tmp_path / "more")}), resume=False)
+
+
+def test_a_compiled_model_learns_the_same(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch traces of the two towers, run without generating code, which takes a minute here."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def noted(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=noted))
+    same = ("phases.0.epochs=1", "model.dropout=0")
+    for compiled in (False, True):
+        train(recipe(*same, f"optimization.compile={compiled}", f"output_dir={tmp_path / str(compiled)}"))
+        assert bool(graphs) == compiled
+    assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=1e-4)
+    trained = [load_file(tmp_path / str(compiled) / "best" / "model.safetensors") for compiled in (False, True)]
+    assert trained[0].keys() == trained[1].keys()
