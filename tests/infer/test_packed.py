@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from captioner.infer import packed
 from captioner.infer.packed import PackedLinear, multiplies_bf16, pack_linears
 
 pytestmark = pytest.mark.skipif(
@@ -36,6 +37,18 @@ def test_layers_in_bf16_are_packed_where_the_processor_takes_them_and_in_fp16_ne
         assert isinstance(rounded[0], PackedLinear) == (dtype == torch.bfloat16 and multiplies_bf16())
         with torch.inference_mode():
             torch.testing.assert_close(rounded(inputs.to(dtype)).float(), expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_packed_layers_that_are_rounded_to_a_type_that_is_not_packed_compute_on(layers, monkeypatch, dtype):
+    monkeypatch.setattr(packed, "multiplies_bf16", lambda: False)  # as on AVX2, where oneDNN refuses to pack bf16
+    inputs = torch.randn(3, 5, 24)
+    expected = layers(inputs)
+    pack_linears(layers)
+    with torch.inference_mode():
+        layers(inputs)
+        torch.testing.assert_close(layers.to(dtype)(inputs.to(dtype)).float(), expected, atol=0.02, rtol=0)
+    assert all(layer.packed is None or layer.packed.dtype == torch.float32 for layer in (layers[0], layers[2][0]))
 
 
 def test_weights_that_change_are_packed_anew(layers):
