@@ -41,7 +41,7 @@ gc.disable()
 import captioner.annotate.folder, captioner.cli
 from captioner.data.images import load_image
 from captioner.infer.captioner import Captioner
-from captioner.infer.options import GenerationOptions
+from captioner.decoding.options import GenerationOptions
 
 importlib.import_module(home)
 lap("interpreter_and_imports")
@@ -101,7 +101,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         export = Path(folder) / "int8"
         python("-c", EXPORT, "export", "default", export, "--precision", "int8")
-        routes = {"torch": (None, "captioner.infer.trained"), "int8 export": (export, "captioner.infer.exported")}
+        routes = {
+            "torch": (None, "captioner.infer.torch_backend"),
+            "int8 export": (export, "captioner.infer.onnx_stream"),
+        }
         for route, (model, home) in routes.items():
             report = {
                 "benchmark": "cold_start",

@@ -26,10 +26,10 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from captioner.data.images import load_image
+from captioner.decoding.options import GenerationOptions
+from captioner.decoding.stream import GenerationStream, generate
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
-from captioner.infer.generation import GenerationStream, generate
-from captioner.infer.options import GenerationOptions
 
 MODES = {"greedy": GenerationOptions(num_beams=1), "beams_4": GenerationOptions(num_beams=4)}
 BATCH_SIZES = (8, 1)

@@ -56,7 +56,7 @@ from captioner.data.images import load_image
 from captioner.export.onnx import export_model
 from captioner.hub.load import load_model
 from captioner.infer.captioner import Captioner
-from captioner.infer.exported import OnnxCaptioner, images_together, parts
+from captioner.infer.onnx_stream import OnnxCaptioner, images_together, parts
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 END = "<|endoftext|>"

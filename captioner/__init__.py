@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from captioner.auto import register_auto_classes
-from captioner.cpu import limit_spinning
+from captioner.cpu.threads import limit_spinning
 
 if TYPE_CHECKING:
     from captioner.infer.captioner import Captioner

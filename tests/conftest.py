@@ -1,13 +1,16 @@
-"""What several rooms' tests share: a tiny captioner with random weights, built once."""
+"""What several rooms' tests share: a tiny captioner with random weights and its export, built once, and photos."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from captioner.config import TokenizerConfig
 from captioner.data.tokenizer_training import train_tokenizer
+from captioner.hub.load import load_model
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerImageProcessor, CaptionerProcessor
@@ -57,3 +60,35 @@ def tiny_captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     CaptionerProcessor(CaptionerImageProcessor(image_size=32), tokenizer).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tagged_captioner(tiny_captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny captioner with a tag head."""
+    folder = tmp_path_factory.mktemp("tagged_captioner")
+    torch.manual_seed(0)
+    network, processor = load_model(tiny_captioner, "tiny", tags=["red", "green", "blue", "round", "square"])
+    network.heads.tags.reset_parameters()
+    network.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tagged_captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tagged_captioner` as fp32 export. Not to be written to."""
+    from captioner.export.onnx import export_model
+
+    folder = tmp_path_factory.mktemp("exported") / "fp32"
+    export_model(tagged_captioner, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    paths = [folder / f"{number}.png" for number in range(5)]
+    for number, path in enumerate(paths):
+        Image.fromarray(generator.integers(0, 256, (40 + number, 60, 3), dtype=np.uint8)).save(path)
+    return paths

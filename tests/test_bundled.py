@@ -14,9 +14,9 @@ from captioner.annotate.evaluate import caption_samples
 from captioner.config import SourceConfig
 from captioner.data.images import load_image
 from captioner.data.sources import load_samples
+from captioner.decoding.options import GenerationOptions
 from captioner.hub.find import BUNDLED
 from captioner.infer.captioner import Captioner
-from captioner.infer.options import GenerationOptions
 from captioner.metrics.score import score_captions
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "photos"

@@ -13,11 +13,23 @@ PACKAGE = "captioner"
 ROOT = Path(__file__).parents[1]
 
 # What a room (a folder or module directly under captioner/) may import of ours, besides itself.
-INFER_AND_BELOW = {"infer", "hub", "data", "model", "metrics", "config", "files", "errors"}
+INFER_AND_BELOW = {
+    "infer",
+    "decoding",
+    "hub",
+    "data",
+    "model",
+    "metrics",
+    "config",
+    "files",
+    "distributed",
+    "cpu",
+    "errors",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
-    "memory": set(),
+    "distributed": {"errors"},
     "cpu": set(),
     "auto": {"model"},
     "config": {"errors"},
@@ -26,19 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"model", "config", "files", "errors"},
     "hub": {"model", "files", "errors"},
     "convert": {"hub", "model", "files", "errors"},
-    "infer": {"hub", "data", "model", "cpu", "memory", "errors", "export.runtime", "export.search", "export.format"},
-    "train": {
-        "hub",
-        "data",
-        "model",
-        "metrics",
-        "infer.generation",
-        "infer.options",
-        "infer.processes",
-        "config",
-        "files",
-        "errors",
-    },
+    "decoding": {"model", "errors"},
+    "infer": {"decoding", "hub", "data", "model", "distributed", "cpu", "errors"},
+    "train": {"decoding", "hub", "data", "model", "metrics", "config", "files", "distributed", "errors"},
     "annotate": INFER_AND_BELOW,
     "export": INFER_AND_BELOW,
     "serve": INFER_AND_BELOW,
@@ -54,7 +56,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 }
 
 # Modules that run where torch is not installed, and what neither they nor anything of ours they import may import.
-WITHOUT_TORCH = ("metrics", "infer.options", "export.runtime")
+WITHOUT_TORCH = ("metrics", "decoding.options", "infer.onnx_backend")
 TORCH = {"torch", "torchvision", "transformers", "timm"}
 
 
@@ -134,14 +136,13 @@ MADE_UP = {
     "captioner/data/sources.py": "from ..config import DataConfig\nfrom . import images",
     "captioner/data/images.py": "import PIL.Image",
     "captioner/infer/__init__.py": "",
-    "captioner/infer/captioner.py": "from captioner.infer import generation\nimport torch",
-    "captioner/infer/generation.py": "import torch",
+    "captioner/infer/captioner.py": "from captioner.decoding import stream\nimport torch",
+    "captioner/decoding/stream.py": "import torch",
     "captioner/metrics/__init__.py": "from .bleu import bleu",
     "captioner/metrics/bleu.py": "import numpy",
     "captioner/train/__init__.py": "",
-    "captioner/train/trainer.py": "import accelerate\nfrom captioner.infer.generation import generate",
-    "captioner/export/__init__.py": "",
-    "captioner/export/runtime.py": "import numpy\nfrom captioner.data.images import load",
+    "captioner/train/trainer.py": "import accelerate\nfrom captioner.decoding.stream import generate",
+    "captioner/infer/onnx_backend.py": "import numpy\nfrom captioner.data.images import load",
 }
 
 
@@ -168,11 +169,11 @@ MADE_UP = {
         ("infer/captioner.py", "import accelerate.utils", "captioner.infer.captioner imports accelerate"),
         ("infer/captioner.py", "from fastapi import FastAPI", "captioner.infer.captioner imports fastapi"),
         ("metrics/bleu.py", "import torch.nn", "captioner.metrics.bleu needs torch through captioner.metrics.bleu"),
-        ("data/images.py", "import torch", "captioner.export.runtime needs torch through captioner.data.images"),
+        ("data/images.py", "import torch", "captioner.infer.onnx_backend needs torch through captioner.data.images"),
         (
-            "export/__init__.py",
+            "infer/__init__.py",
             "import transformers",
-            "captioner.export.runtime needs transformers through captioner.export",
+            "captioner.infer.onnx_backend needs transformers through captioner.infer",
         ),
         ("shed/tool.py", "", "captioner.shed.tool: 'shed' has no entry in MAY_IMPORT"),
     ],

@@ -4,9 +4,9 @@ from collections.abc import Hashable, Sequence
 
 from captioner.annotate.pipeline import Failure, caption_images, progress_bar
 from captioner.data.sources import Sample
+from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
-from captioner.infer.options import GenerationOptions
 
 
 def caption_samples(

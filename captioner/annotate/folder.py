@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, Protocol, TextIO
 from captioner.annotate.formats import FORMATS, Record, Write, json_line
 from captioner.annotate.pipeline import Captioned, Failure, caption_images, progress_bar
 from captioner.data.images import IMAGE_EXTENSIONS
+from captioner.decoding.options import GenerationOptions
+from captioner.distributed import Process
 from captioner.errors import CaptionerError
 from captioner.files import check_file, is_plain, open_stream, open_text, reporting, sync, whole_file
 from captioner.infer.captioner import Captioner
-from captioner.infer.options import GenerationOptions
-from captioner.infer.processes import Process
 
 Images = Callable[[], Iterable[str]]
 

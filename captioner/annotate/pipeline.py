@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from captioner.data.images import ImageError, ImageInput
+from captioner.decoding.options import GenerationOptions
+from captioner.distributed import this_process
 from captioner.infer.caption import Caption, read_image
 from captioner.infer.captioner import Captioner
-from captioner.infer.options import GenerationOptions
-from captioner.infer.processes import this_process
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")

@@ -9,8 +9,8 @@ import typer
 
 from captioner.cli import annotate, average, convert, evaluate, export, score, tokenizer, train
 from captioner.cli.console import close_stdout, open_console
+from captioner.cpu.memory import keep_freed_memory
 from captioner.errors import CaptionerError
-from captioner.memory import keep_freed_memory
 
 app = typer.Typer(
     name="captioner",

@@ -76,9 +76,9 @@ def annotate(
         table,
     )
     from captioner.annotate.paths import find_images
+    from captioner.distributed import this_process
     from captioner.hub.find import digest
     from captioner.infer.captioner import WORTH_TUNING
-    from captioner.infer.processes import this_process
 
     refuse_a_lonely_process("infer.py")
     process = this_process()

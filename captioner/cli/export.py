@@ -11,7 +11,7 @@ def export(
     output: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
 ) -> None:
-    """Write a model as ONNX, to caption without torch: `--model OUT`, or captioner.export.runtime.
+    """Write a model as ONNX, to caption without torch: `--model OUT`, or captioner.infer.onnx_backend.
 
     The export is compared with the model, and not written where they disagree.
     """

@@ -42,7 +42,7 @@ Tokenization = Annotated[
 
 def refuse_a_lonely_process(script: str) -> None:
     """`accelerate launch --cpu --num_processes N` starts one process, and says nothing, where it is given no MPI."""
-    from captioner.infer.processes import COUNT
+    from captioner.distributed import COUNT
 
     several = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
     if several and not any(name in os.environ for name in COUNT):
@@ -79,7 +79,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def default_workers() -> int:
-    from captioner.infer.processes import available_cores
+    from captioner.distributed import available_cores
 
     return min(8, available_cores())
 

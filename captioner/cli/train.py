@@ -20,7 +20,7 @@ def train(
 ) -> None:
     """Train or fine-tune a captioner by a recipe; `accelerate launch train.py` runs it on many processes."""
     from captioner.config import load_config
-    from captioner.infer.processes import this_process
+    from captioner.distributed import this_process
     from captioner.train.dry_run import dry_run
     from captioner.train.trainer import train as run
 

@@ -1,1 +1,1 @@
-"""Models without torch: `onnx` writes an exported folder, `runtime` captions with it."""
+"""Writes a captioner as an exported folder: `onnx`. `captioner.infer.onnx_backend` captions with it."""

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captioner.decoding.defaults import generation_defaults, options_with
 from captioner.errors import CaptionerError
-from captioner.export.format import FORMAT_VERSION, MODEL_TYPE, is_export
 from captioner.files import new_folder
 from captioner.hub.card import read_card, write_card
 from captioner.hub.find import find_model
 from captioner.hub.load import load_model
-from captioner.infer.defaults import generation_defaults, options_with
+from captioner.infer.export_format import FORMAT_VERSION, MODEL_TYPE, is_export
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 from captioner.model.tokenization_captioner import CaptionerTokenizer
@@ -36,7 +36,7 @@ try:
 
     from captioner.export import graphs, int8
     from captioner.export.rewrites import split_projections, untie
-    from captioner.export.runtime import DecoderSteps, ExportedCaptioner
+    from captioner.infer.onnx_backend import DecoderSteps, ExportedCaptioner
 except ModuleNotFoundError as error:
     if error.name not in ("onnx", "onnxscript", "onnxruntime"):
         raise
@@ -251,7 +251,7 @@ Written by `captioner export`: `encoder.onnx` (pixel values -> keys and values o
 are those of the model it was made from, and logits differ by at most {agreement.difference:.1e}.
 
 ```python
-from captioner.export.runtime import ExportedCaptioner  # needs neither torch nor transformers
+from captioner.infer.onnx_backend import ExportedCaptioner  # needs neither torch nor transformers
 
 print(ExportedCaptioner("{folder}")("photo.jpg").text)
 ```

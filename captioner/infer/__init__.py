@@ -1,1 +1,1 @@
-"""From pixels to captions: decoding (`generation`) and the object users hold (`captioner`)."""
+"""From pixels to captions: `Captioner`, the object users hold, and the backends that compute for it."""

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 import numpy as np
 
 from captioner.data.images import ImageInput
-from captioner.export.format import is_export
+from captioner.decoding.defaults import options_with
+from captioner.decoding.options import GenerationOptions, spelled
 from captioner.hub.find import find_model
 from captioner.infer.caption import Caption, as_several, pixel_batches
-from captioner.infer.defaults import options_with
-from captioner.infer.options import GenerationOptions, spelled
+from captioner.infer.export_format import is_export
 from captioner.model.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ class Captioner(ABC):
         """
         folder, name = find_model(model)
         if is_export(folder):
-            from captioner.infer.exported import OnnxCaptioner
+            from captioner.infer.onnx_stream import OnnxCaptioner
 
             return OnnxCaptioner(folder, name, device, precision)
-        from captioner.infer.trained import TorchCaptioner
+        from captioner.infer.torch_backend import TorchCaptioner
 
         captioner = TorchCaptioner.load(folder, name, device, precision)
         captioner.folder = folder

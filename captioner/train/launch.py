@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
 from captioner.config import OptimizationConfig, RunConfig
+from captioner.distributed import this_process
 from captioner.errors import CaptionerError
-from captioner.infer.processes import this_process
 
 MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"

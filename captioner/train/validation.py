@@ -11,8 +11,8 @@ from tqdm import tqdm
 from captioner.config import RunConfig
 from captioner.data.batches import Batch, load_batches, send
 from captioner.data.dataset import CaptionDataset
-from captioner.infer.generation import generate
-from captioner.infer.options import GenerationOptions
+from captioner.decoding.options import GenerationOptions
+from captioner.decoding.stream import generate
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from captioner import cli
 from captioner.infer.captioner import Captioner
-from captioner.infer.trained import TorchCaptionStream
+from captioner.infer.torch_backend import TorchCaptionStream
 
 
 @pytest.fixture

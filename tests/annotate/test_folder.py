@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from captioner import cli
 from captioner.annotate import pipeline
 from captioner.annotate.folder import OutputFile
-from captioner.infer import tuning
+from captioner.infer import autotune
 from captioner.infer.captioner import Captioner
-from captioner.infer.trained import TorchCaptionStream
+from captioner.infer.torch_backend import TorchCaptionStream
 from captioner.model.preprocessing import Preprocessing
 
 INFER = Path(__file__).parents[2] / "infer.py"
@@ -715,8 +715,8 @@ def test_many_images_are_captioned_as_a_probe_finds_fastest_and_a_resumed_run_as
 ):
     speeds = {"bf16": 2.0, "fp32": 1.0}
     monkeypatch.setattr("captioner.infer.captioner.WORTH_TUNING", 11)
-    monkeypatch.setattr(tuning, "images_per_second", lambda captioner, *_, **__: speeds[captioner.precision])
-    monkeypatch.setattr(tuning, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(autotune, "images_per_second", lambda captioner, *_, **__: speeds[captioner.precision])
+    monkeypatch.setattr(autotune, "multiplies_bf16", lambda: True)
     assert annotate(photos, "-o", "out.jsonl").err == "precision bf16, batches of 16\n11 captioned, 0 failed\n"
     assert annotate(photos).err == "", "no word beside a table in a pipe"
     annotate(photos, "-o", "given.jsonl", "--precision", "bf16")

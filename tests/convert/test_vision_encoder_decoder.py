@@ -38,11 +38,11 @@ from captioner.config import RunConfig
 from captioner.convert import vision_encoder_decoder as convert
 from captioner.convert.vision_encoder_decoder import convert_model
 from captioner.data.captions import encode_texts
+from captioner.decoding.stream import GenerationOptions, generate
 from captioner.errors import CaptionerError
-from captioner.export.tokenizer import load_tokenizer
 from captioner.hub.load import load_model
 from captioner.infer.captioner import Captioner
-from captioner.infer.generation import GenerationOptions, generate
+from captioner.infer.onnx_tokenizer import load_tokenizer
 from captioner.train.trainer import Trainer, train
 
 END = "<|endoftext|>"
@@ -271,7 +271,7 @@ def test_it_learns_on(converted, photos, recipe, tmp_path):
 WITHOUT_TORCH = """
 import sys
 sys.modules.update(dict.fromkeys(["torch", "torchvision", "transformers", "timm", "sentencepiece"]))
-from captioner.export.runtime import ExportedCaptioner
+from captioner.infer.onnx_backend import ExportedCaptioner
 
 print(ExportedCaptioner(sys.argv[1])(sys.argv[2]).text)
 """

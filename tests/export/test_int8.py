@@ -18,8 +18,8 @@ from onnxruntime.transformers.onnx_model import OnnxModel  # noqa: E402
 from captioner.export import int8  # noqa: E402
 from captioner.export import onnx as module  # noqa: E402
 from captioner.export.rewrites import split_projections  # noqa: E402
-from captioner.export.runtime import DecoderSteps, ExportedCaptioner  # noqa: E402
 from captioner.hub.load import load_model  # noqa: E402
+from captioner.infer.onnx_backend import DecoderSteps, ExportedCaptioner  # noqa: E402
 
 
 def error(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -80,9 +80,11 @@ def test_an_encoders_attention_is_what_it_was(tmp_path, spread, mask, scale, tol
 
 
 @needs_exact_int8
-def test_attention_to_images_is_what_it_was_for_one_caption_and_for_beams(model, exported, photos, tmp_path, caplog):
+def test_attention_to_images_is_what_it_was_for_one_caption_and_for_beams(
+    tagged_captioner, exported, photos, tmp_path, caplog
+):
     whole = shutil.copytree(exported, tmp_path / "whole")
-    network, _ = load_model(model, "model")
+    network, _ = load_model(tagged_captioner, "model")
     module._write_graphs(whole, network.eval(), "int8")  # weights are in fp32 still
     operators = [node.op_type for node in onnx.load(whole / "encoder.onnx").graph.node]
     assert "MatMulInteger" in operators and "Attention" not in operators

@@ -20,7 +20,7 @@ import onnx  # noqa: E402
 
 from captioner.export import onnx as module  # noqa: E402
 from captioner.export.onnx import OPSET, export_model  # noqa: E402
-from captioner.export.runtime import ExportedCaptioner  # noqa: E402
+from captioner.infer.onnx_backend import ExportedCaptioner  # noqa: E402
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def graphs_of_the_export(exported: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         {"do_sample": True, "seed": 3, "top_p": 0.9, "num_return_sequences": 2},
     ],
 )
-def test_an_export_captions_as_its_model_does(model, exported, photos, options):
-    expected = Captioner.from_pretrained(model, device="cpu")(photos, **options)
+def test_an_export_captions_as_its_model_does(tagged_captioner, exported, photos, options):
+    expected = Captioner.from_pretrained(tagged_captioner, device="cpu")(photos, **options)
     captioner = Captioner.from_pretrained(exported)
     captions = captioner(photos, batch_size=3, **options)
     singly = captioner(photos * 2, batch_size=1, **options)[:5]  # eight are decoded together, and then the last two
@@ -78,9 +78,9 @@ def test_the_graphs_have_the_opset_and_the_free_dimensions_they_should(exported)
 
 @pytest.mark.usefixtures("graphs_of_the_export")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_graphs_that_disagree_with_the_model_are_not_written(model, tmp_path, precision):
+def test_graphs_that_disagree_with_the_model_are_not_written(tagged_captioner, tmp_path, precision):
     other = tmp_path / "other"
-    shutil.copytree(model, other)
+    shutil.copytree(tagged_captioner, other)
     weights = load_file(other / "model.safetensors")
     weights["decoder.norm.weight"] = -weights["decoder.norm.weight"]
     save_file(weights, other / "model.safetensors", {"format": "pt"})
@@ -91,33 +91,33 @@ def test_graphs_that_disagree_with_the_model_are_not_written(model, tmp_path, pr
 
 @pytest.mark.usefixtures("graphs_of_the_export")
 @pytest.mark.parametrize(("precision", "type_name"), [("fp16", "FLOAT16"), ("int8", "INT8")])
-def test_other_precisions_store_their_weights_so(model, tmp_path, photos, monkeypatch, precision, type_name):
+def test_other_precisions_store_their_weights_so(tagged_captioner, tmp_path, photos, monkeypatch, precision, type_name):
     monkeypatch.setitem(module.EQUAL_TOKENS, precision, 0.5)  # random weights are no measure of what quantisation costs
-    export_model(model, tmp_path / "out", precision)
+    export_model(tagged_captioner, tmp_path / "out", precision)
     decoder = onnx.load(tmp_path / "out" / "decoder.onnx")
     assert onnx.TensorProto.DataType.Value(type_name) in {tensor.data_type for tensor in decoder.graph.initializer}
     assert Captioner.from_pretrained(tmp_path / "out")(photos[0]).text
 
 
 @pytest.mark.usefixtures("graphs_of_the_export")
-def test_the_generation_settings_of_a_checkpoint_are_the_defaults_of_its_export(model, tmp_path, photos):
-    other = shutil.copytree(model, tmp_path / "other")
+def test_the_generation_settings_of_a_checkpoint_are_the_defaults_of_its_export(tagged_captioner, tmp_path, photos):
+    other = shutil.copytree(tagged_captioner, tmp_path / "other")
     settings = json.loads((other / "generation_config.json").read_text())
     settings |= {"num_beams": 2, "max_length": 7, "min_new_tokens": 5, "no_repeat_ngram_size": 1, "length_penalty": 0.5}
     (other / "generation_config.json").write_text(json.dumps(settings))
     export_model(other, tmp_path / "out")
     captioner = ExportedCaptioner(tmp_path / "out")
     same = {"num_beams": 2, "max_new_tokens": 6, "min_new_tokens": 5, "no_repeat_ngram_size": 1, "length_penalty": 0.5}
-    expected = Captioner.from_pretrained(model, device="cpu")(photos, **same)
+    expected = Captioner.from_pretrained(tagged_captioner, device="cpu")(photos, **same)
     assert [caption.text for caption in captioner(photos)] == [caption.text for caption in expected]
     assert max(len(caption.tokens) for caption in captioner(photos, max_new_tokens=9)) == 9
     assert captioner.defaults == same
 
 
-def test_its_card_says_what_it_is(exported, model):
+def test_its_card_says_what_it_is(exported, tagged_captioner):
     card = ModelCard.load(exported / "README.md")
     assert card.data.to_dict() == {"library_name": "captioner", "pipeline_tag": "image-to-text"}
-    assert f"# {model}, exported to ONNX (fp32)" in card.text and 'ExportedCaptioner("fp32")' in card.text
+    assert f"# {tagged_captioner}, exported to ONNX (fp32)" in card.text and 'ExportedCaptioner("fp32")' in card.text
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -139,8 +139,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         (("annotate", "{photo}", "--model", "{exported}", "--forced-word", "dog"), "has no forced words"),
     ],
 )
-def test_mistakes_cost_one_line(model, exported, photos, tmp_path, monkeypatch, capsys, arguments, message):
-    names = {"model": model, "exported": exported, "photo": photos[0], "tmp": tmp_path}
+def test_mistakes_cost_one_line(tagged_captioner, exported, photos, tmp_path, monkeypatch, capsys, arguments, message):
+    names = {"model": tagged_captioner, "exported": exported, "photo": photos[0], "tmp": tmp_path}
     assert run(monkeypatch, *(argument.format(**names) for argument in arguments)) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
@@ -155,7 +155,7 @@ def test_the_command_line_annotates_with_an_export(exported, photos, monkeypatch
 
 @pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_full_disk_costs_one_line_and_leaves_nothing(model, tmp_path, precision):
+def test_a_full_disk_costs_one_line_and_leaves_nothing(tagged_captioner, tmp_path, precision):
     with pytest.raises(CaptionerError, match=r"out: cannot be written: .*File too large"):
-        export_model(model, tmp_path / "out", precision)
+        export_model(tagged_captioner, tmp_path / "out", precision)
     assert list(tmp_path.iterdir()) == []

@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from captioner.data.images import ImageError
+from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
-from captioner.infer import trained as module
+from captioner.infer import torch_backend as module
 from captioner.infer.caption import pixel_batches
 from captioner.infer.captioner import Caption, Captioner
-from captioner.infer.options import GenerationOptions
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from transformers.modeling_outputs import BaseModelOutput
 
-from captioner.infer import captured, generation
+from captioner.decoding import cuda_graph, stream
+from captioner.decoding.cuda_graph import Captures
+from captioner.decoding.options import GenerationOptions
+from captioner.decoding.step_decoder import StepDecoder
+from captioner.decoding.stream import GenerationStream, generate
 from captioner.infer.captioner import Captioner
-from captioner.infer.captured import Captures
-from captioner.infer.generation import GenerationStream, generate
-from captioner.infer.options import GenerationOptions
-from captioner.infer.step_decoder import StepDecoder
-from captioner.infer.trained import CudaCopies, TorchCaptioner
+from captioner.infer.torch_backend import CudaCopies, TorchCaptioner
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 pytestmark = pytest.mark.gpu
@@ -49,13 +49,13 @@ def features(on_cuda: CaptionerForConditionalGeneration) -> torch.Tensor:
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What was captured, one item a graph."""
     found: list[object] = []
-    capture = captured.capture
+    capture = cuda_graph.capture
 
     def noted(work: Callable[[], object], device: torch.device) -> object:
         found.append(capture(work, device))
         return found[-1]
 
-    monkeypatch.setattr(captured, "capture", noted)
+    monkeypatch.setattr(cuda_graph, "capture", noted)
     return found
 
 
@@ -188,7 +188,7 @@ def test_steps_wait_for_the_device_only_to_see_which_images_are_done(
         finally:
             torch.cuda.set_sync_debug_mode("default")
     lines = {f"{Path(warning.filename).name}:{warning.lineno}" for warning in found}
-    assert len(lines) > 0 and len(found) <= 1 + 16 // generation.CHECK_EVERY + 12, lines
+    assert len(lines) > 0 and len(found) <= 1 + 16 // stream.CHECK_EVERY + 12, lines
 
 
 def test_encoder_and_decoder_step_compile(on_cuda: CaptionerForConditionalGeneration, features: torch.Tensor) -> None:

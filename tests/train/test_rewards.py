@@ -9,9 +9,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from captioner.config import RewardConfig, RunConfig
 from captioner.data.batches import collate
-from captioner.infer.generation import generate
-from captioner.infer.options import GenerationOptions
-from captioner.infer.trained import TorchCaptioner
+from captioner.decoding.options import GenerationOptions
+from captioner.decoding.stream import generate
+from captioner.infer.torch_backend import TorchCaptioner
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
 from captioner.train.rewards import draw_captions, most_probable_captions, policy_gradient_loss, uniform_numbers
 from captioner.train.trainer import Trainer

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
+from captioner.decoding.defaults import generation_defaults, options_with
+from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
 from captioner.hub.find import BUNDLED
 from captioner.infer.captioner import Captioner
-from captioner.infer.defaults import generation_defaults, options_with
-from captioner.infer.options import GenerationOptions
 
 
 def test_a_model_that_says_nothing_leaves_our_defaults() -> None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from captioner.infer.options import GenerationOptions
-from captioner.infer.packed import multiplies_bf16
+from captioner.cpu.packed_linears import multiplies_bf16
+from captioner.decoding.options import GenerationOptions
 
 if TYPE_CHECKING:
-    from captioner.infer.trained import TorchCaptioner
+    from captioner.infer.torch_backend import TorchCaptioner
 
 CAPTION_TOKENS = 12
 """About what a caption has: encoder and decoder have the weight in a probe that they have in a run."""

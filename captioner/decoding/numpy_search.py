@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
-from captioner.infer.options import GenerationOptions
 
 
 class Hypothesis(NamedTuple):

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from captioner.decoding.options import GenerationOptions
+from captioner.decoding.stream import Hypothesis, generate
 from captioner.errors import CaptionerError
 from captioner.hub.load import load_model
-from captioner.infer.generation import Hypothesis, generate
-from captioner.infer.options import GenerationOptions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 for library in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(library, reason=f"an export is made for these tests: {library}, of 'captioner[export]'")
 
-from captioner.export.runtime import DecoderSteps, ExportedCaptioner  # noqa: E402
-from captioner.export.search import search  # noqa: E402
+from captioner.decoding.numpy_search import search  # noqa: E402
+from captioner.infer.onnx_backend import DecoderSteps, ExportedCaptioner  # noqa: E402
 
 OPTIONS = {
     "greedy": {"num_beams": 1},
@@ -54,8 +54,8 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def network(model: Path) -> CaptionerForConditionalGeneration:
-    return load_model(model, "tiny")[0].eval()
+def network(tagged_captioner: Path) -> CaptionerForConditionalGeneration:
+    return load_model(tagged_captioner, "tiny")[0].eval()
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
+from captioner.distributed import Process, available_cores, this_process
 from captioner.errors import CaptionerError
-from captioner.infer import trained
-from captioner.infer.processes import Process, available_cores, this_process
+from captioner.infer import torch_backend
 
 
 @pytest.mark.parametrize("names", ["RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE", "PMI_RANK PMI_SIZE"])
@@ -50,7 +50,7 @@ def test_every_image_is_exactly_one_process_s() -> None:
 MEET_TWICE = """
 import os
 from captioner.errors import CaptionerError
-from captioner.infer.processes import this_process
+from captioner.distributed import this_process
 
 process = this_process()
 process.meet()
@@ -91,10 +91,10 @@ def test_processes_of_a_machine_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
     monkeypatch.setattr(torch, "zeros", lambda size, device: tried.append(device) or torch.ones(size))
-    assert trained._device("auto") == torch.device("cuda")
+    assert torch_backend._device("auto") == torch.device("cuda")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_RANK", "6")
-    assert trained._device("auto") == trained._device("cuda") == torch.device("cuda", 2)
-    assert trained._device("cuda:1") == torch.device("cuda", 1)
-    assert trained._device("cpu") == torch.device("cpu")
+    assert torch_backend._device("auto") == torch_backend._device("cuda") == torch.device("cuda", 2)
+    assert torch_backend._device("cuda:1") == torch.device("cuda", 1)
+    assert torch_backend._device("cpu") == torch.device("cpu")
     assert tried[1:3] == [torch.device("cuda", 2)] * 2, "each is tried before weights are read"

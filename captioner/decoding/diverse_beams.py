@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioner.infer.options import GenerationOptions
-from captioner.infer.search import Beams, Captions
-from captioner.infer.step_decoder import gather_captions
+from captioner.decoding.options import GenerationOptions
+from captioner.decoding.search import Beams, Captions
+from captioner.decoding.step_decoder import gather_captions
 
 
 class BeamGroup(Beams):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from captioner.decoding.options import GenerationOptions, spelled
 from captioner.errors import CaptionerError
-from captioner.infer.options import GenerationOptions, spelled
 
 
 @pytest.mark.parametrize(

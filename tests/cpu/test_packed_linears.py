@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from captioner.infer import packed
-from captioner.infer.packed import PackedLinear, multiplies_bf16, pack_linears
+from captioner.cpu import packed_linears
+from captioner.cpu.packed_linears import PackedLinear, multiplies_bf16, pack_linears
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.cpu.get_cpu_capability().startswith("AVX"), reason="packing is for x86 CPUs with AVX"
@@ -41,7 +41,9 @@ def test_layers_in_bf16_are_packed_where_the_processor_takes_them_and_in_fp16_ne
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_packed_layers_that_are_rounded_to_a_type_that_is_not_packed_compute_on(layers, monkeypatch, dtype):
-    monkeypatch.setattr(packed, "multiplies_bf16", lambda: False)  # as on AVX2, where oneDNN refuses to pack bf16
+    monkeypatch.setattr(
+        packed_linears, "multiplies_bf16", lambda: False
+    )  # as on AVX2, where oneDNN refuses to pack bf16
     inputs = torch.randn(3, 5, 24)
     expected = layers(inputs)
     pack_linears(layers)

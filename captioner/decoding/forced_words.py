@@ -6,9 +6,9 @@ Shapes: B images, K beams an image, J candidates to go on, V vocabulary, F phras
 import torch
 from torch import Tensor
 
-from captioner.infer.options import GenerationOptions
-from captioner.infer.search import ABSENT, Beams
-from captioner.infer.step_decoder import gather_captions
+from captioner.decoding.options import GenerationOptions
+from captioner.decoding.search import ABSENT, Beams
+from captioner.decoding.step_decoder import gather_captions
 
 
 class ForcedPhrases:

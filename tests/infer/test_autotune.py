@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from captioner.infer import tuning
+from captioner.decoding.options import GenerationOptions
+from captioner.infer import autotune
 from captioner.infer.captioner import Captioner
-from captioner.infer.options import GenerationOptions
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def speeds_by(monkeypatch: pytest.MonkeyPatch, speed: Callable[[Captioner, int],
         probed.append(batch_size)
         return speed(captioner, batch_size)
 
-    monkeypatch.setattr(tuning, "images_per_second", images_per_second)
-    monkeypatch.setattr(tuning, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(autotune, "images_per_second", images_per_second)
+    monkeypatch.setattr(autotune, "multiplies_bf16", lambda: True)
     return probed
 
 
@@ -39,7 +39,7 @@ def speeds_by(monkeypatch: pytest.MonkeyPatch, speed: Callable[[Captioner, int],
     ],
 )
 def test_speed_is_measured_whatever_the_options(cap: Captioner, options: dict) -> None:
-    assert tuning.images_per_second(cap, GenerationOptions(**options), batch_size=2, num_tokens=40) > 0
+    assert autotune.images_per_second(cap, GenerationOptions(**options), batch_size=2, num_tokens=40) > 0
 
 
 @pytest.mark.parametrize(("speed", "expected"), [(1.1, "fp32"), (1.3, "bf16")])

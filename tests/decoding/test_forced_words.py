@@ -7,9 +7,9 @@ import pytest
 import torch
 from uncached import log_probs_after
 
+from captioner.decoding.options import GenerationOptions
+from captioner.decoding.stream import GenerationStream, generate
 from captioner.errors import CaptionerError
-from captioner.infer.generation import GenerationStream, generate
-from captioner.infer.options import GenerationOptions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 FORCED = {

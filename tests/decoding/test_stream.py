@@ -5,11 +5,11 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
+from captioner.decoding import cuda_graph
+from captioner.decoding.options import GenerationOptions
+from captioner.decoding.step_decoder import StepDecoder
+from captioner.decoding.stream import GenerationStream, Hypothesis, generate, rounded_up
 from captioner.errors import CaptionerError
-from captioner.infer import captured, generation
-from captioner.infer.generation import GenerationStream, Hypothesis, generate
-from captioner.infer.options import GenerationOptions
-from captioner.infer.step_decoder import StepDecoder
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 MODES = {
@@ -225,7 +225,7 @@ def stream(
     features: torch.Tensor,
     options: GenerationOptions,
     batch_size: int,
-    captures: captured.Captures | None = None,
+    captures: cuda_graph.Captures | None = None,
 ) -> list[list[tuple[int, ...]]]:
     engine = GenerationStream(model, options, captures=captures)
     groups = [group for batch in features.split(batch_size) for group in engine.add(batch)] + engine.finish()
@@ -275,7 +275,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def capture(work, device):
         owner = getattr(work, "__self__", None)
-        if isinstance(owner, captured.CapturedStep):
+        if isinstance(owner, cuda_graph.CapturedStep):
             owners = {id(one): one for one, _ in owner.state}.values()
             layers = next(iter(owners)).cache.self_attention_cache.layers
             as_captured = [(one, dict(vars(one))) for one in (*owners, *layers)]
@@ -305,7 +305,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             place.zero_() if place.dtype in (torch.bool, torch.long) else place.fill_(torch.nan)
         return replay, result
 
-    monkeypatch.setattr(captured, "capture", capture)
+    monkeypatch.setattr(cuda_graph, "capture", capture)
     return names
 
 
@@ -313,7 +313,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_captured_work_reads_and_writes_the_same_tensors_ever_after(model, name, replays):
     """Through several streams of different lengths, the last of them with a smaller batch at its end."""
     features = 2 * torch.randn(43, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(4))
-    captures = captured.Captures()
+    captures = cuda_graph.Captures()
     for turn, count in enumerate((11, 25, 3, 43)):
         given = features[-count:]
         expected = stream(model, given, CAPTURED[name], batch_size=5)
@@ -327,7 +327,7 @@ def test_captured_work_reads_and_writes_the_same_tensors_ever_after(model, name,
 
 def test_draws_repeat_with_torchs_seed_whether_they_are_captured_or_not(model, replays):
     features = 2 * torch.randn(13, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(4))
-    captures, found = captured.Captures(), []
+    captures, found = cuda_graph.Captures(), []
     for _ in range(3):
         torch.manual_seed(3)
         found.append(stream(model, features, MODES["sampling"], batch_size=5, captures=captures))
@@ -336,7 +336,7 @@ def test_draws_repeat_with_torchs_seed_whether_they_are_captured_or_not(model, r
 
 def test_few_captures_are_kept_and_two_streams_never_share_one(model, replays):
     features = torch.randn(20, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(4))
-    captures = captured.Captures()
+    captures = cuda_graph.Captures()
     expected = stream(model, features, MODES["beams"], batch_size=4)
     streams = [GenerationStream(model, MODES["beams"], captures=captures) for _ in range(2)]
     found = [[], []]
@@ -349,11 +349,11 @@ def test_few_captures_are_kept_and_two_streams_never_share_one(model, replays):
     for longest in range(2, 8):
         for _ in range(2):
             stream(model, features, GenerationOptions(num_beams=1, max_new_tokens=longest), 4, captures)
-    assert len(captures.kept) == captured.KEPT
+    assert len(captures.kept) == cuda_graph.KEPT
 
 
 def test_places_are_rounded_up():
-    assert [generation.rounded_up(count) for count in (1, 2, 3, 5, 8, 9, 16, 17, 33, 64)] == [
+    assert [rounded_up(count) for count in (1, 2, 3, 5, 8, 9, 16, 17, 33, 64)] == [
         1, 2, 4, 8, 8, 16, 16, 32, 48, 64
     ]  # fmt: skip
 
@@ -364,13 +364,13 @@ def test_work_that_cannot_be_captured_runs_as_before(model, monkeypatch, caplog)
     message = "operation not permitted when stream is capturing"
 
     def capture(work, device):
-        if isinstance(getattr(work, "__self__", None), captured.CapturedStep):
+        if isinstance(getattr(work, "__self__", None), cuda_graph.CapturedStep):
             for owner, attribute in work.__self__.state:
                 setattr(owner, attribute, None)  # as a capture does that got half-way
         raise RuntimeError(f"{message}\nCUDA kernel errors might be reported …")
 
-    monkeypatch.setattr(captured, "capture", capture)
-    captures = captured.Captures()
+    monkeypatch.setattr(cuda_graph, "capture", capture)
+    captures = cuda_graph.Captures()
     for _ in range(2):
         assert stream(model, features, MODES["beams"], batch_size=5, captures=captures) == expected
     assert sorted(set(caplog.messages)) == [

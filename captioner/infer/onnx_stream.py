@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captioner.decoding.options import GenerationOptions
+from captioner.distributed import available_cores
 from captioner.errors import CaptionerError
 from captioner.infer.caption import Caption
 from captioner.infer.captioner import Captioner
-from captioner.infer.options import GenerationOptions
-from captioner.infer.processes import available_cores
 
 try:
-    from captioner.export.runtime import Encoded, ExportedCaptioner
+    from captioner.infer.onnx_backend import Encoded, ExportedCaptioner
 except ModuleNotFoundError as error:
     if error.name != "onnxruntime":
         raise

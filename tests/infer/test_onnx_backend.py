@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
-from captioner.infer.options import GenerationOptions
 
 for library in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(library, reason=f"an export is made for these tests: {library}, of 'captioner[export]'")
 
-from captioner.export.runtime import ExportedCaptioner  # noqa: E402
+from captioner.infer.onnx_backend import ExportedCaptioner  # noqa: E402
 
 WITHOUT_TORCH = """
 import json, sys
@@ -31,7 +31,7 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 from captioner.errors import CaptionerError
-from captioner.export.runtime import ExportedCaptioner
+from captioner.infer.onnx_backend import ExportedCaptioner
 
 folder, asked, *photos = sys.argv[1:]
 cap = ExportedCaptioner(folder)
@@ -60,12 +60,14 @@ ASKED = [
 ]
 
 
-def test_where_torch_and_transformers_are_absent_captions_and_errors_are_those_of_the_model(model, exported, photos):
+def test_where_torch_and_transformers_are_absent_captions_and_errors_are_those_of_the_model(
+    tagged_captioner, exported, photos
+):
     command = [sys.executable, "-c", WITHOUT_TORCH, str(exported), json.dumps(ASKED), *map(str, photos)]
     finished = subprocess.run(command, check=False, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     found = [json.loads(line) for line in finished.stdout.splitlines()]
-    reference = Captioner.from_pretrained(model, device="cpu")
+    reference = Captioner.from_pretrained(tagged_captioner, device="cpu")
     for options, answer in zip(ASKED, found, strict=True):
         if isinstance(answer, str):
             with pytest.raises(CaptionerError) as expected:
@@ -179,11 +181,11 @@ def test_more_positions_than_the_graph_has_cost_one_line(exported, tmp_path, pho
     assert "\n" not in str(caught.value) and capfd.readouterr().err == ""
 
 
-def test_pictures_of_any_shape_are_captioned_as_by_the_model(model, exported):
+def test_pictures_of_any_shape_are_captioned_as_by_the_model(tagged_captioner, exported):
     generator = np.random.default_rng(2)
     sizes = [(1, 1), (1, 300), (700, 3), (33, 31), (32, 32), (640, 480)]
     pictures = [Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
-    expected = [caption.text for caption in Captioner.from_pretrained(model, device="cpu")(pictures)]
+    expected = [caption.text for caption in Captioner.from_pretrained(tagged_captioner, device="cpu")(pictures)]
     captioner = ExportedCaptioner(exported)
     assert [caption.text for caption in captioner(pictures, batch_size=10**6)] == expected
     assert [captioner(picture).text for picture in pictures] == expected

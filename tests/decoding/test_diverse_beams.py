@@ -6,9 +6,9 @@ import pytest
 import torch
 from uncached import log_probs_after
 
+from captioner.decoding.options import GenerationOptions
+from captioner.decoding.stream import GenerationStream
 from captioner.errors import CaptionerError
-from captioner.infer.generation import GenerationStream
-from captioner.infer.options import GenerationOptions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 DIVERSE = {

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from captioner.decoding.cuda_graph import CapturedCall, CapturedStep, Captures
+from captioner.decoding.diverse_beams import DiverseBeams
+from captioner.decoding.forced_words import ForcedBeams, holds
+from captioner.decoding.options import GenerationOptions
+from captioner.decoding.search import Beams, Captions
+from captioner.decoding.step_decoder import StepDecoder
 from captioner.errors import CaptionerError
-from captioner.infer.captured import CapturedCall, CapturedStep, Captures
-from captioner.infer.diverse_beams import DiverseBeams
-from captioner.infer.forced_words import ForcedBeams, holds
-from captioner.infer.options import GenerationOptions
-from captioner.infer.search import Beams, Captions
-from captioner.infer.step_decoder import StepDecoder
 
 CHECK_EVERY = 4
 """Steps between two looks at which images are done. An accelerator has to be waited for at each; a CPU looks always."""

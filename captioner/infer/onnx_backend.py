@@ -15,13 +15,13 @@ import onnxruntime
 from onnxruntime import OrtValue
 
 from captioner.data.images import ImageInput
+from captioner.decoding.defaults import options_with
+from captioner.decoding.numpy_search import Hypothesis, search
+from captioner.decoding.options import GenerationOptions, spelled
 from captioner.errors import CaptionerError
-from captioner.export.format import FORMAT_VERSION, MODEL_TYPE
-from captioner.export.search import Hypothesis, search
-from captioner.export.tokenizer import load_tokenizer
 from captioner.infer.caption import Caption, Tag, Token, as_several, likely_tags, pixel_batches
-from captioner.infer.defaults import options_with
-from captioner.infer.options import GenerationOptions, spelled
+from captioner.infer.export_format import FORMAT_VERSION, MODEL_TYPE
+from captioner.infer.onnx_tokenizer import load_tokenizer
 from captioner.model.preprocessing import Preprocessing
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
-from captioner.infer.options import GenerationOptions
 
 FIELDS = tuple(field.name for field in fields(GenerationOptions))
 SEARCHING = {"num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "force_words_ids"}

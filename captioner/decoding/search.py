@@ -16,9 +16,9 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from captioner.infer.constraints import Forbidden
-from captioner.infer.options import GenerationOptions
-from captioner.infer.step_decoder import gather_captions
+from captioner.decoding.constraints import Forbidden
+from captioner.decoding.options import GenerationOptions
+from captioner.decoding.step_decoder import gather_captions
 
 ABSENT = -torch.inf
 """Score of a beam that is not there: below that of any caption."""

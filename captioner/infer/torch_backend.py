@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioner.cpu import brief_waits
+from captioner.cpu.memory import reuse_blocks
+from captioner.cpu.packed_linears import pack_linears
+from captioner.cpu.threads import brief_waits
 from captioner.data.captions import encode_texts
+from captioner.decoding.cuda_graph import Captures
+from captioner.decoding.defaults import generation_defaults
+from captioner.decoding.options import GenerationOptions
+from captioner.decoding.stream import GenerationStream, Hypothesis
+from captioner.distributed import this_process
 from captioner.errors import CaptionerError
 from captioner.hub.load import load_model
+from captioner.infer.autotune import best_batch_size, faster_precision
 from captioner.infer.caption import Caption, Tag, Token, likely_tags
 from captioner.infer.captioner import Captioner
-from captioner.infer.captured import Captures
-from captioner.infer.defaults import generation_defaults
-from captioner.infer.generation import GenerationStream, Hypothesis
-from captioner.infer.options import GenerationOptions
-from captioner.infer.packed import pack_linears
-from captioner.infer.processes import this_process
-from captioner.infer.tuning import best_batch_size, faster_precision
-from captioner.memory import reuse_blocks
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 

@@ -8,7 +8,7 @@ import pytest
 PAGES_MAPPED_ANEW = """
 import resource
 import torch
-from captioner.memory import keep_freed_memory, reuse_blocks
+from captioner.cpu.memory import keep_freed_memory, reuse_blocks
 
 def make_tensors():
     for _ in range(20):

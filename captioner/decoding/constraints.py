@@ -6,7 +6,7 @@ Shapes: B images, K captions an image, M places for the tokens of a caption, V v
 import torch
 from torch import Tensor
 
-from captioner.infer.options import GenerationOptions
+from captioner.decoding.options import GenerationOptions
 
 
 class Forbidden:

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from captioner.cpu import USERS_CHOICE, brief_waits
+from captioner.cpu.threads import USERS_CHOICE, brief_waits
 
 on_gnu_openmp = pytest.mark.skipif(
     sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="GNU's OpenMP on two cores or more"
@@ -98,7 +98,7 @@ def test_how_the_user_has_threads_wait_stays(two_threads, monkeypatch, name):
 
 SPIN = """
 import time, torch
-from captioner.cpu import brief_waits
+from captioner.cpu.threads import brief_waits
 torch.set_num_threads(2)
 numbers = torch.zeros(1 << 20)
 

@@ -1,0 +1,1 @@
+"""From image tokens to captions: options, constraints and searches, for torch and for NumPy."""
