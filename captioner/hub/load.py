@@ -27,9 +27,7 @@ def load_model(
     import torch
     from safetensors import SafetensorError
 
-    from captioner.model.configuration_captioner import CaptionerConfig
-    from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-    from captioner.model.processing_captioner import CaptionerProcessor
+    from captioner.model.auto import CaptionerConfig, CaptionerForConditionalGeneration, CaptionerProcessor
 
     if not (folder / "config.json").is_file():
         raise CaptionerError(f"{name}: no config.json in this folder, so it is no model")
@@ -49,7 +47,7 @@ def load_model(
                 output_loading_info=True,
                 **config_changes,
             )
-        processor = CaptionerProcessor.from_pretrained(folder, local_files_only=True)
+        processor = CaptionerProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: timm, torch, sentencepiece
         raise CaptionerError(f"{name}: cannot be read as a model: {str(error).splitlines()[0]}") from error
     absent = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
