@@ -70,7 +70,7 @@ class CaptionerProcessor(ProcessorMixin):
         if isinstance(text, str):
             text = clean_caption(text)
         elif text is not None:
-            text = [clean_caption(caption) for caption in text]
+            text = [clean_caption(caption) if isinstance(caption, str) else caption for caption in text]
         return super().__call__(images=images, text=text, **kwargs)
 
 
