@@ -59,7 +59,7 @@ from transformers import (
 
 from captioner.annotate.pipeline import caption_images, map_ahead
 from captioner.config import RunConfig
-from captioner.convert.vision_encoder_decoder import convert_model
+from captioner.convert import convert_model
 from captioner.data.batches import Batch
 from captioner.data.dataset import IGNORE_INDEX
 from captioner.infer.captioner import Captioner

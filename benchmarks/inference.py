@@ -51,7 +51,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from captioner.convert.vision_encoder_decoder import convert_model
+from captioner.convert import convert_model
 from captioner.data.images import load_image
 from captioner.export.onnx import export_model
 from captioner.hub.load import load_model

@@ -1,43 +1,56 @@
 """captioner: learns to describe images, then annotates them.
 
-Importing this package makes its checkpoints known to transformers' Auto classes. It loads neither these nor torch
-until they are needed.
+Public names load on first use, so that `import captioner` needs neither torch nor transformers. To have transformers'
+Auto classes read captioner's checkpoints, `import captioner.model.auto`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from captioner.auto import register_auto_classes
 from captioner.cpu.threads import limit_spinning
 
 if TYPE_CHECKING:
+    from captioner.config import load_config
+    from captioner.infer.caption import Caption
     from captioner.infer.captioner import Captioner
-    from captioner.model.configuration_captioner import CaptionerConfig
-    from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-    from captioner.model.processing_captioner import CaptionerImageProcessor, CaptionerProcessor
-    from captioner.model.tokenization_captioner import CaptionerTokenizer
+    from captioner.decoding.options import GenerationOptions
+    from captioner.metrics.score import score_captions
+    from captioner.model.auto import (
+        CaptionerConfig,
+        CaptionerForConditionalGeneration,
+        CaptionerImageProcessor,
+        CaptionerProcessor,
+        CaptionerTokenizer,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
+    "Caption",
     "Captioner",
     "CaptionerConfig",
     "CaptionerForConditionalGeneration",
     "CaptionerImageProcessor",
     "CaptionerProcessor",
     "CaptionerTokenizer",
+    "GenerationOptions",
+    "load_config",
+    "score_captions",
 ]
 
 _HOMES = {
+    "Caption": "captioner.infer.caption",
     "Captioner": "captioner.infer.captioner",
-    "CaptionerConfig": "captioner.model.configuration_captioner",
-    "CaptionerForConditionalGeneration": "captioner.model.modeling_captioner",
-    "CaptionerImageProcessor": "captioner.model.processing_captioner",
-    "CaptionerProcessor": "captioner.model.processing_captioner",
-    "CaptionerTokenizer": "captioner.model.tokenization_captioner",
+    "CaptionerConfig": "captioner.model.auto",
+    "CaptionerForConditionalGeneration": "captioner.model.auto",
+    "CaptionerImageProcessor": "captioner.model.auto",
+    "CaptionerProcessor": "captioner.model.auto",
+    "CaptionerTokenizer": "captioner.model.auto",
+    "GenerationOptions": "captioner.decoding.options",
+    "load_config": "captioner.config",
+    "score_captions": "captioner.metrics.score",
 }
 
 limit_spinning()
-register_auto_classes()
 
 
 def __getattr__(name: str) -> Any:
@@ -45,3 +58,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'captioner' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

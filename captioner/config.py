@@ -45,7 +45,7 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 class SourceConfig(Section):
-    """Where samples come from; the layout is read off the path (see `captioner.data.sources`)."""
+    """Where samples come from; its layout follows from the path (see `captioner.data.sources.layouts`)."""
 
     path: str = Field(
         min_length=1,

@@ -11,10 +11,13 @@ from PIL import Image
 from captioner.config import TokenizerConfig
 from captioner.data.tokenizer_training import train_tokenizer
 from captioner.hub.load import load_model
-from captioner.model.configuration_captioner import CaptionerConfig
-from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-from captioner.model.processing_captioner import CaptionerImageProcessor, CaptionerProcessor
-from captioner.model.tokenization_captioner import CaptionerTokenizer
+from captioner.model.auto import (
+    CaptionerConfig,
+    CaptionerForConditionalGeneration,
+    CaptionerImageProcessor,
+    CaptionerProcessor,
+    CaptionerTokenizer,
+)
 
 TRUNK = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32}
 

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch.utils.data import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 
+import captioner.model.auto  # noqa: F401 - for the Auto classes
 from captioner.annotate.evaluate import caption_samples
 from captioner.config import SourceConfig
 from captioner.data.images import load_image

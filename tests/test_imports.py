@@ -31,7 +31,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "distributed": {"errors"},
     "cpu": set(),
-    "auto": {"model"},
     "config": {"errors"},
     "model": set(),  # save_pretrained copies these files beside a checkpoint: they stand alone
     "metrics": {"errors"},

@@ -14,6 +14,6 @@ def convert(
 
     The two are compared, and nothing is written where their logits differ.
     """
-    from captioner.convert.vision_encoder_decoder import convert_model
+    from captioner.convert import convert_model
 
     print(f"{output}: logits within {convert_model(source, output):.1e} of those of {source}")

@@ -1,12 +1,10 @@
-"""Public captioning checkpoints of another make become captioners: `captioner convert`.
+"""The family of transformers' `VisionEncoderDecoderModel`: a ViT or DeiT encoder with a GPT-2 decoder.
 
-What is read are transformers' `VisionEncoderDecoderModel`s of a ViT or DeiT and a GPT-2, in the layout of their
-published files, by which the tensors are named here.
+Tensors go by the names that they have in the published files.
 """
 
 import math
 import re
-import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +12,6 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import (
@@ -30,43 +25,25 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
+from captioner.convert.map import map_weights
+from captioner.convert.read import Checkpoint, read_weights, require
 from captioner.errors import CaptionerError
-from captioner.files import new_folder
-from captioner.hub.card import read_card, usage, write_card
-from captioner.hub.find import find_model
-from captioner.hub.load import quiet_transformers, save_model
-from captioner.model.build import build_model
+from captioner.hub.load import quiet_transformers
 from captioner.model.configuration_captioner import CaptionerConfig
-from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.preprocessing import RESAMPLING, Preprocessing
 from captioner.model.processing_captioner import CaptionerImageProcessor, CaptionerProcessor
 
-LOGITS_TOLERANCE = 1e-4
-
-MALFORMED = (ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
-"""What files that hold something else than they should raise."""
+MODEL_TYPE = VisionEncoderDecoderConfig.model_type
 
 BUILT_IN: dict[str, dict[str, Any]] = {
     "encoder": {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3},
     "decoder": {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
 }
-"""What a captioner computes whatever its configuration says."""
+"""Settings that a captioner cannot change."""
 
 TRUNKS = {(192, 12, 3): "tiny", (384, 12, 6): "small", (768, 12, 12): "base", (1024, 24, 16): "large"}
 """timm's names of width, depth and heads (Touvron et al. 2021, https://arxiv.org/abs/2012.12877, table 1; Dosovitskiy
 et al. 2021, https://arxiv.org/abs/2010.11929, table 1)."""
-
-GENERATION = (
-    "max_length",
-    "max_new_tokens",
-    "min_length",
-    "min_new_tokens",
-    "num_beams",
-    "early_stopping",
-    "length_penalty",
-    "no_repeat_ngram_size",
-)
-"""Settings of transformers' `generate` that are kept for it."""
 
 TRUNK_LAYER = {
     "norm1": ("layernorm_before",),
@@ -89,82 +66,47 @@ DECODER_LAYER = {
     "mlp.2": "mlp.c_proj",
 }
 EMBEDDING, HEAD = "decoder.transformer.wte.weight", "decoder.lm_head.weight"
-UNUSED = re.compile(r"encoder\.pooler\..*|decoder\.transformer\.h\.\d+\.(attn|crossattention)\.(masked_)?bias")
-"""A head that captioning goes without, and the causal masks that old releases saved."""
+UNUSED = re.compile(
+    r"encoder\.pooler\..*|decoder\.transformer\.h\.\d+\.(attn|crossattention)\.(masked_)?bias|" + re.escape(HEAD)
+)
+"""The encoder's pooler, the causal masks that old releases saved, and a head that is tied to the embedding."""
 
 
-def convert_model(source: str | Path, output: Path) -> float:
-    """Write a checkpoint, a folder or one of the Hugging Face Hub, as the captioner `output`, whole or not at all.
-
-    Returns:
-        The largest difference between the two models' logits, in float64 on random images and tokens.
+def read(folder: Path) -> Checkpoint:
+    """Read a checkpoint of this family.
 
     Raises:
-        CaptionerError: `output` is there already; there is no such checkpoint, it is of another kind or incomplete; or
-            logits differ by more than 1e-4.
+        CaptionerError: it is incomplete, or a captioner cannot compute what its configuration says.
     """
-    with new_folder(output) as partial:
-        folder, name = find_model(source)
-        card = read_card(folder, name)
-        try:
-            config = _read_config(folder)
-            weights = _renamed(_read_weights(folder), config)
-            with quiet_transformers():
-                original = VisionEncoderDecoderModel.from_pretrained(
-                    folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
-                ).eval()
-            new_config = _new_config(config, original.generation_config)
-            processor = CaptionerProcessor(
-                _image_processor(folder, new_config), _tokenizer(folder, config.decoder, new_config)
-            )
-            model = build_model(new_config).eval()
-            model.load_state_dict(weights)
-        except CaptionerError as error:
-            raise CaptionerError(f"{name}: {error}") from error
-        except (OSError, *MALFORMED) as error:
-            raise CaptionerError(f"{name}: cannot be converted: {textwrap.shorten(str(error), 300)}") from error
-        difference = _difference(original, model)
-        if not difference <= LOGITS_TOLERANCE:  # which NaN is not either
-            raise CaptionerError(f"{name}: not converted, since its logits and ours would differ by {difference:.1e}")
-        settings = {key: getattr(original.generation_config, key) for key in GENERATION}
-        model.generation_config.update(**{key: value for key, value in settings.items() if value is not None})
-        save_model(model, processor, partial)
-        write_card(partial, _card(name, output.name, model, difference), card, name)
-    return difference
+    config = _read_config(folder)
+    weights = read_weights(folder)
+    if config.decoder.tie_word_embeddings and HEAD in weights:
+        weights.setdefault(EMBEDDING, weights[HEAD])  # one tensor, saved under either name
+    mapped = map_weights(weights, dict(_origins(config)), UNUSED, _oriented)
+    with quiet_transformers():
+        model = VisionEncoderDecoderModel.from_pretrained(
+            folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        ).eval()
+    new_config = _new_config(config, model.generation_config)
+    processor = CaptionerProcessor(_image_processor(folder, new_config), _tokenizer(folder, config.decoder, new_config))
+    return Checkpoint(model, new_config, mapped, processor)
 
 
 def _read_config(folder: Path) -> VisionEncoderDecoderConfig:
-    """The checkpoint's configuration, if a captioner can compute what it says."""
-    _require(folder, "config.json")
-    kind = PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type")
-    if kind != VisionEncoderDecoderConfig.model_type:
-        raise CaptionerError(f"a {kind!r} model; converted are {VisionEncoderDecoderConfig.model_type}")
+    """Read the checkpoint's configuration; raise CaptionerError if a captioner cannot compute what it says."""
     config = VisionEncoderDecoderConfig.from_pretrained(folder, local_files_only=True)
     for part, kinds in {"encoder": ("vit", "deit"), "decoder": ("gpt2",)}.items():
         settings = getattr(config, part)
         if settings.model_type not in kinds:
-            raise CaptionerError(f"its {part} is {settings.model_type!r}; converted are {' and '.join(kinds)}")
+            raise CaptionerError(f"its {part} is {settings.model_type!r}; convert reads {' and '.join(kinds)}")
         for field, value in BUILT_IN[part].items():
             if getattr(settings, field) != value:
-                raise CaptionerError(f"its {part} has {field} {getattr(settings, field)!r}; ours has {value!r} alone")
+                raise CaptionerError(f"its {part} has {field} {getattr(settings, field)!r}; a captioner has {value!r}")
     if config.decoder.activation_function not in ACT2FN:
         raise CaptionerError(f"its decoder's activation_function {config.decoder.activation_function!r} is unknown")
     if not isinstance(config.encoder.image_size, int) or not isinstance(config.encoder.patch_size, int):
         raise CaptionerError("its images or patches are not square")
     return config
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    whole = folder / "model.safetensors"
-    files = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
-    if not files:
-        pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
-        found = f"there is {pickles[0]}, but no model.safetensors" if pickles else "there is no model.safetensors"
-        raise CaptionerError(
-            f"{found}; a pickle can run code and is not read: if you trust it, load it with transformers and "
-            "save_pretrained() it anew"
-        )
-    return {key: tensor for file in files for key, tensor in load_file(file).items()}
 
 
 def _new_config(config: VisionEncoderDecoderConfig, generation: GenerationConfig) -> CaptionerConfig:
@@ -173,9 +115,9 @@ def _new_config(config: VisionEncoderDecoderConfig, generation: GenerationConfig
     start = generation.bos_token_id if start is None else start
     end = end[0] if isinstance(end, list) and len(end) == 1 else end
     pad = end if pad is None else pad
-    for what, token in {"decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": pad}.items():
+    for field, token in {"decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": pad}.items():
         if not isinstance(token, int) or not 0 <= token < decoder.vocab_size:
-            raise CaptionerError(f"its {what} is {token!r}, not one of its decoder's {decoder.vocab_size} tokens")
+            raise CaptionerError(f"its {field} is {token!r}, not one of its decoder's {decoder.vocab_size} tokens")
     encoder_name, encoder_kwargs = _trunk(encoder)
     act = decoder.activation_function
     return CaptionerConfig(
@@ -203,7 +145,7 @@ def _new_config(config: VisionEncoderDecoderConfig, generation: GenerationConfig
 
 
 def _trunk(encoder: PreTrainedConfig) -> tuple[str, dict[str, Any]]:
-    """timm's name of an encoder and, where none fits, the arguments that make it fit."""
+    """Return timm's name of an encoder and, if no name fits exactly, the arguments that change the trunk to fit."""
     family = "deit_{}_distilled_patch{}_224" if encoder.model_type == "deit" else "vit_{}_patch{}_224"
     width, depth, heads = encoder.hidden_size, encoder.num_hidden_layers, encoder.num_attention_heads
     name = family.format(TRUNKS.get((width, depth, heads)), encoder.patch_size)
@@ -214,26 +156,8 @@ def _trunk(encoder: PreTrainedConfig) -> tuple[str, dict[str, Any]]:
     return family.format("base", 16), {"patch_size": encoder.patch_size, **shape}
 
 
-def _renamed(weights: dict[str, Tensor], config: VisionEncoderDecoderConfig) -> dict[str, Tensor]:
-    """A checkpoint's tensors under our names.
-
-    Raises:
-        CaptionerError: tensors are missing, or there are more than the model has.
-    """
-    if config.decoder.tie_word_embeddings and HEAD in weights:
-        weights.setdefault(EMBEDDING, weights[HEAD])  # one tensor, saved under either name
-    origins = dict(_origins(config))
-    known = {key for keys in origins.values() for key in keys}
-    missing = known - weights.keys()
-    unknown = {key for key in weights.keys() - known - {HEAD} if not UNUSED.fullmatch(key)}
-    for what, keys in {"missing": missing, "unknown": unknown}.items():
-        if keys:
-            raise CaptionerError(f"weights {what}: {', '.join(sorted(keys)[:10])}{', ...' if len(keys) > 10 else ''}")
-    return {name: torch.cat([_oriented(key, weights[key]) for key in keys]) for name, keys in origins.items()}
-
-
 def _origins(config: VisionEncoderDecoderConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every tensor of ours, and the checkpoint's that it is made of, one after another."""
+    """Yield each tensor of the captioner and those of the checkpoint to concatenate for it."""
     trunk, source = "encoder.trunk.model", "encoder.embeddings"
     yield f"{trunk}.cls_token", (f"{source}.cls_token",)
     if config.encoder.model_type == "deit":
@@ -262,13 +186,13 @@ def _origins(config: VisionEncoderDecoderConfig) -> Iterator[tuple[str, tuple[st
 
 
 def _oriented(key: str, tensor: Tensor) -> Tensor:
-    """GPT-2's blocks keep their matrices as [in, out]."""
+    """Transpose the matrices of GPT-2's blocks, which are [in, out]."""
     return tensor.T if key.startswith("decoder.transformer.h.") and tensor.ndim == 2 else tensor
 
 
 def _image_processor(folder: Path, config: CaptionerConfig) -> CaptionerImageProcessor:
-    """The checkpoint's preprocessing: the whole picture to a square, of which a DeiT sees the centre."""
-    _require(folder, "preprocessor_config.json", "processor_config.json")
+    """The checkpoint's preprocessing: the whole picture squashed to a square, from which DeiT takes the centre."""
+    require(folder, "preprocessor_config.json", "processor_config.json")
     settings = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
     square = {"height": config.image_size, "width": config.image_size}
     whole = settings["size"]
@@ -290,9 +214,9 @@ def _image_processor(folder: Path, config: CaptionerConfig) -> CaptionerImagePro
 
 
 def _tokenizer(folder: Path, decoder: PreTrainedConfig, config: CaptionerConfig) -> PreTrainedTokenizerFast:
-    """The checkpoint's tokenizer, whose encodings now end with the end of sequence, as captions to learn from must, and
-    hold no other special token: text that spells one is text."""
-    _require(folder, "tokenizer.json", "vocab.json")
+    """The checkpoint's tokenizer, changed to append the end of sequence, as training needs, and to encode text that
+    looks like a special token as text."""
+    require(folder, "tokenizer.json", "vocab.json")
     original = AutoTokenizer.from_pretrained(folder, config=decoder, local_files_only=True, trust_remote_code=False)
     if not isinstance(original, PreTrainedTokenizerFast):
         raise CaptionerError(f"its tokenizer, {type(original).__name__}, is not one of the tokenizers library")
@@ -308,34 +232,3 @@ def _tokenizer(folder: Path, decoder: PreTrainedConfig, config: CaptionerConfig)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=pad, bos_token=start, eos_token=end, split_special_tokens=True
     )
-
-
-def _require(folder: Path, *files: str) -> None:
-    """One of these; where there is no tokenizer transformers makes one up."""
-    if not any((folder / file).is_file() for file in files):
-        raise CaptionerError(f"there is no {' or '.join(files)} in it")
-
-
-def _difference(original: VisionEncoderDecoderModel, model: CaptionerForConditionalGeneration) -> float:
-    """The largest between logits, in float64: in float32 those of a trained GPT-2, about 100, round by nearly 1e-4."""
-    size, longest = model.config.image_size, min(16, model.config.max_position_embeddings)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64)
-    captions = torch.randint(model.config.vocab_size, (2, longest), generator=generator)
-    with torch.inference_mode():
-        expected = original.double()(pixel_values=images, decoder_input_ids=captions).logits
-        found = model.double()(pixel_values=images, decoder_input_ids=captions).logits
-    model.float()
-    return float((found - expected).abs().max())
-
-
-def _card(name: str, folder: str, model: CaptionerForConditionalGeneration, difference: float) -> str:
-    size, longest = model.config.image_size, model.config.max_position_embeddings
-    return f"""# {name}, converted
-
-A `VisionEncoderDecoderModel` of transformers with {model.num_parameters() / 1e6:.1f} million parameters, made a
-captioner by `captioner convert`: on random images and tokens its logits are those of the original within
-{difference:.1e}. It sees {size} x {size} pixels and writes at most {longest} tokens. `generation_config.json` holds the
-settings it came with.
-
-{usage(folder)}"""

@@ -1,5 +1,4 @@
-"""The only decoder of images: a file, bytes, an array or a Pillow image in, an upright RGB picture out, or a named
-error."""
+"""Decodes images: a file, bytes, an array or a Pillow image becomes an upright RGB image, or raises `ImageError`."""
 
 import functools
 import io
@@ -17,14 +16,14 @@ from captioner.errors import CaptionerError
 
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2"}
-    | {".ppm", ".pgm", ".heic", ".heif"}  # HEIC needs a Pillow plug-in; without one it is an error, not an omission
+    | {".ppm", ".pgm", ".heic", ".heif"}  # HEIC needs a Pillow plug-in, and raises an error without one
 )
-"""Lower-case suffixes that count as images when a folder is searched. The decoder itself goes by content."""
+"""Lower-case suffixes of images, for searching folders. The decoder itself goes by content."""
 
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses; ours does not move when other code changes Pillow's
+MAX_PIXELS = 178_956_970  # Pillow's own limit, which other code may change
 MAX_BYTES = 2**30
 
-# Pillow opens more than this, and hands EPS to an external PostScript interpreter: name what we accept.
+# Pillow opens other formats too, and passes EPS to an external PostScript interpreter.
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -33,7 +32,7 @@ _SIGNATURES = (b"\xff\xd8\xff", _PNG_SIGNATURE, b"GIF8", b"RIFF", b"BM", *_TIFF_
 
 _JPEG_END = b"\xff\xd9"
 
-# TIFF 6.0: compressions that every build of libtiff decodes, if the file is sound.
+# TIFF 6.0: compressions that every build of libtiff decodes.
 _TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)
 _SAMPLE_FORMAT = 339
 
@@ -55,11 +54,11 @@ class ImageError(CaptionerError):
         source: the file's path, or a few words for an image in memory.
         reason: `missing`, `not_a_file`, `no_permission`, `empty`, `not_an_image`, `unsupported`, `truncated`,
             `damaged` or `too_large`.
-        message: the same for people, without the path.
+        message: the reason in words, without the path.
     """
 
     def __init__(self, source: str, reason: str, message: str) -> None:
-        super().__init__(source, reason, message)  # all three, so that it crosses process boundaries whole
+        super().__init__(source, reason, message)  # all three, so that it can be pickled
         self.source, self.reason, self.message = source, reason, message
 
     def __str__(self) -> str:
@@ -67,40 +66,40 @@ class ImageError(CaptionerError):
 
 
 class ReadableImage(Protocol):
-    """An encoded image that is fetched when it is needed: an open binary file, or a cell of a table on disk."""
+    """An encoded image that is read on demand: an open binary file, or a cell of a table on disk."""
 
     def read(self) -> bytes: ...
 
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | Array | ReadableImage
-"""What `load_image` takes; NumPy arrays and torch tensors are of type `Array`."""
+"""The inputs of `load_image`; `Array` includes NumPy arrays and torch tensors."""
 
 
 def load_image(source: ImageInput, min_size: int | None = None) -> Image.Image:
     """Decode an image to upright RGB, 8 bits a channel.
 
-    `info["size"]` is the width and height of the upright picture before any scaling. `info["warning"]`, if there,
-    names the file and a fault of it that costs the picture nothing.
+    Animations give their first frame; transparency is drawn over white; EXIF orientation is applied; greyscale of 16
+    bits or more is scaled to 8 bits, not clipped. Truncated images raise an error instead of being filled with grey.
 
-    The first frame of an animation; transparency over white; EXIF orientation applied; 16-bit and wider greyscale
-    scaled to 8 bits, not clipped. A picture that ends early is an error, not a picture with a grey half.
+    In the result, `info["size"]` is the width and height of the upright image before any scaling; `info["warning"]`,
+    if present, names the file and a fault that did not affect the pixels.
 
     Args:
-        source: a path, an encoded image, an object whose `read()` gives one (an open file is read from its start), an
-            array of pixels (see `array_to_image`), or a Pillow image (which is left as is).
-        min_size: pixels that the shorter side must keep. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size
-            as far as that allows, several times faster; other formats ignore it.
+        source: a path, an encoded image, an object whose `read()` returns one (open files are read from the start), an
+            array of pixels (see `array_to_image`), or a Pillow image (which is not modified).
+        min_size: pixels that the shorter side must keep. JPEGs are decoded at the smallest of 1/8, 1/4, 1/2 and full
+            size that does so, which is several times faster; other formats ignore it.
 
     Raises:
-        ImageError: naming the file and the reason.
+        ImageError: with the file and the reason.
     """
     name = _name(source)
     if isinstance(source, Image.Image):
         return _upright(source, source.size, name)
-    if isinstance(source, Array) and not isinstance(source, str | bytes):  # NumPy's own strings are both
+    if isinstance(source, Array) and not isinstance(source, str | bytes):  # NumPy's strings are both
         try:
             image = array_to_image(source)
-        except (ValueError, TypeError, RuntimeError) as error:  # the latter two from libraries, of arrays of odd kinds
+        except (ValueError, TypeError, RuntimeError) as error:  # libraries raise the last two
             raise ImageError(name, "unsupported", str(error)) from error
         return _upright(image, image.size, name)
     data = _read(source, name)
@@ -153,7 +152,7 @@ def _fetch(source: object, name: str) -> bytes:
         return bytes(source)
     if isinstance(source, str | os.PathLike):
         if os.path.isdir(source):
-            os.scandir(os.fsdecode(source)).close()  # a folder that a search for images could not read says why
+            os.scandir(os.fsdecode(source)).close()  # raises the error of an unreadable folder
         if os.path.exists(source) and not os.path.isfile(source):
             raise ImageError(name, "not_a_file", "is a folder or device, not an image file")
         if os.path.getsize(source) > MAX_BYTES:
@@ -176,7 +175,7 @@ def _fetch(source: object, name: str) -> bytes:
 
 def _decode(data: bytes, name: str, min_size: int | None) -> Image.Image:
     image = _open(data, name)
-    ended = _end_jpeg(image, data, name)
+    ended = _with_end_marker(image, data, name)
     if ended is not None:
         image = _open(ended, name)
     size = image.size
@@ -189,12 +188,12 @@ def _decode(data: bytes, name: str, min_size: int | None) -> Image.Image:
 
 
 def _open(data: bytes, name: str) -> Image.Image:
-    """Read the header; pixels are decoded later."""
+    """Read the header; the pixels are decoded later."""
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError as error:
         raise _unidentified(data, name) from error
-    except Exception as error:  # whatever a decoder trips over in damaged data
+    except Exception as error:  # decoders raise many kinds on damaged data
         raise _explain(error, name) from error
     _check_size(image.size, name)
     return image
@@ -215,7 +214,7 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 
 
 def _upright(image: Image.Image, size: tuple[int, int], name: str) -> Image.Image:
-    """Decode the pixels and turn the picture by its orientation; `size` is that of the image before any scaling."""
+    """Decode to RGB and apply the EXIF orientation; `size` is the size before any scaling."""
     _check_size(size, name)
     try:
         image.load()
@@ -227,12 +226,12 @@ def _upright(image: Image.Image, size: tuple[int, int], name: str) -> Image.Imag
     orientation = _orientation(image)
     method = _UPRIGHT.get(orientation)
     upright = rgb.transpose(method) if method is not None else rgb.copy() if rgb is image else rgb
-    # An orientation left behind would turn the picture again.
+    # Drop the orientation, or other code would apply it again.
     upright.info = {"size": size[::-1] if orientation in (5, 6, 7, 8) else size}
     return upright
 
 
-# What is wrong with a file
+# Explaining what is wrong with a file
 
 
 def _explain(error: Exception, name: str) -> ImageError:
@@ -247,26 +246,26 @@ def _explain(error: Exception, name: str) -> ImageError:
 
 
 def _unidentified(data: bytes, name: str) -> ImageError:
-    """Why Pillow knows no reader for this."""
+    """Explain why Pillow does not recognise the data."""
     if data[4:8] == b"ftyp":
         message = "HEIC, AVIF or video, which this Pillow cannot decode (for HEIC: pillow-heif, or convert to JPEG)"
         return ImageError(name, "unsupported", message)
     if data.startswith(_TIFF_SIGNATURES):
         return _unidentified_tiff(data, name)
     if not data.startswith(_SIGNATURES):
-        return ImageError(name, "not_an_image", "not an image in a format we read, whatever its name says")
+        return ImageError(name, "not_an_image", "not an image in a supported format, whatever its name says")
     if data.startswith(b"\xff\xd8\xff"):
         try:
             JpegImagePlugin.JpegImageFile(io.BytesIO(data))
         except SyntaxError as error:  # "cannot handle 12-bit layers"
             if "cannot handle" in str(error):
                 return _explain(error, name)
-    return ImageError(name, "damaged", "the image's header is damaged or cut short")
+    return ImageError(name, "damaged", "the image's header is damaged or truncated")
 
 
 def _unidentified_tiff(data: bytes, name: str) -> ImageError:
-    """A TIFF whose tags are sound, and whose pixels Pillow has no mode or decoder for, is not damaged."""
-    damaged = ImageError(name, "damaged", "the image's header is damaged or cut short")
+    """Tell a TIFF that Pillow has no mode or decoder for from a damaged one: its tags are sound."""
+    damaged = ImageError(name, "damaged", "the image's header is damaged or truncated")
     file = io.BytesIO(data)
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if b"+" in data[:4] else 8))
@@ -298,25 +297,25 @@ def _describe_tiff(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
     return f"a TIFF of {channels} {kind}channels of {bits} bits, compression {named},"
 
 
-# Faults that cost no pixel
+# Repairing faults that do not affect the pixels
 
 
-def _end_jpeg(image: Image.Image, data: bytes, name: str) -> bytes | None:
-    """A JPEG that lacks only its end marker, with it; None for any other image.
+def _with_end_marker(image: Image.Image, data: bytes, name: str) -> bytes | None:
+    """Return a complete JPEG that only lacks its end marker with the marker added; None for any other image.
 
-    Half a JPEG followed by zeros (a preallocated download) decodes without complaint, to half a picture.
+    Half a JPEG followed by zeros (a preallocated download) would decode to half a picture without an error.
 
     Raises:
-        ImageError: there is neither an end marker nor a whole picture.
+        ImageError: the end marker is missing, and so are pixels.
     """
     if image.format != "JPEG" or not isinstance(image, JpegImagePlugin.JpegImageFile) or image.fp is None:
         return None
-    first_scan = image.fp.tell()  # Pillow has read up to it; an end marker cannot occur within it
+    first_scan = image.fp.tell()  # Pillow has read up to here
     if data.rfind(_JPEG_END, first_scan) >= 0:
         return None
     written = data.rstrip(b"\0\xff")
-    written = data[: len(written) + 2].rstrip(b"\xff")  # a scan may end in a zero or two of its own
-    # Where pixels are missing, what follows is taken for them: two sequels then give two pictures.
+    written = data[: len(written) + 2].rstrip(b"\xff")  # a scan may itself end in up to two zeros
+    # If pixels are missing, the decoder reads them from what follows: different data gives different pixels.
     sequel = b"".join(b"\xff" + bytes([restart, *b"\x55\xa9\x3c\x96\x1b" * 8]) for restart in range(0xD0, 0xD8))
     ended, components = written + _JPEG_END, [component for component, *_ in image.layer]
     if _has_all_scans(written, first_scan, components) and _same_pixels(ended, written + sequel[2:] + _JPEG_END):
@@ -325,7 +324,7 @@ def _end_jpeg(image: Image.Image, data: bytes, name: str) -> bytes | None:
 
 
 def _has_all_scans(data: bytes, first_scan: int, components: list[int]) -> bool:
-    """Do the scans of a JPEG give every coefficient of every component to its last bit (ITU T.81, B.2.3)?"""
+    """Do the scans of a JPEG contain every coefficient of every component to its last bit (ITU T.81, B.2.3)?"""
     known: dict[int, set[int]] = {component: set() for component in components}
     first = data.rfind(b"\xff\xda", 0, first_scan)
     for scan in re.finditer(rb"\xff\xda..(.)", data[first:], re.DOTALL):
@@ -345,9 +344,9 @@ def _same_pixels(first: bytes, second: bytes) -> bool:
 
 
 def _without_ancillary_chunks(data: bytes) -> bytes | None:
-    """A PNG with what its pixels need and no more; None for other images, and where nothing is left out.
+    """Return a PNG without the chunks that its pixels do not need; None if there are none, or for other formats.
 
-    Pillow refuses a PNG for a colour profile or text that it finds too large, or that is damaged.
+    Pillow rejects a PNG whose colour profile or text is damaged or too large.
     """
     if not data.startswith(_PNG_SIGNATURE):
         return None
@@ -357,7 +356,7 @@ def _without_ancillary_chunks(data: bytes) -> bytes | None:
 
 
 def _png_chunks(data: bytes) -> Iterator[bytes]:
-    """Each chunk with its length, name and checksum; the last may be cut short."""
+    """Yield each chunk with its length, name and checksum; the last may be truncated."""
     start = len(_PNG_SIGNATURE)
     while start + 8 <= len(data):
         end = start + 12 + struct.unpack_from(">I", data, start)[0]
@@ -371,7 +370,7 @@ def _png_chunks(data: bytes) -> Iterator[bytes]:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged metadata does not spoil a picture, and Pillow's reader raises many kinds
+    except Exception:  # damaged metadata must not cost the image, and Pillow raises many kinds
         return 1
 
 
@@ -380,7 +379,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = _grey_to_8_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB") if image.mode != "RGB" else image
-    if image.mode == "La":  # the one mode with no direct way
+    if image.mode == "La":  # Pillow cannot convert this mode to RGBA directly
         image = image.convert("LA")
     rgba = image.convert("RGBA")
     canvas = Image.new("RGB", image.size, "white")
@@ -389,7 +388,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_to_8_bits(image: Image.Image) -> Image.Image:
-    """Integers of 16 bits by their full range, floats as 0..1 or 0..255, and anything beyond by its own range."""
+    """Scale 16-bit integers by their full range, floats from 0..1 or 0..255, other values by their own range."""
     values = np.asarray(image)
     known = np.where(np.isfinite(values), values, 0).astype(np.float32)
     low, high = float(known.min()), float(known.max())

@@ -1,4 +1,4 @@
-"""Averages the weights of several trainings of one model, such as the ends of a learning rate's cycles."""
+"""Averages the weights of saved models that were trained from the same start."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,22 +10,24 @@ from captioner.hub.find import find_model
 from captioner.hub.load import load_model, save_model
 from captioner.model.configuration_captioner import CaptionerConfig
 
-MEANING = sorted(CaptionerConfig.__annotations__.keys() - {"image_size", "dropout", "initializer_range", "use_cache"})
-"""Fields of the configuration that weights depend on for what they mean, or even for their number."""
+MUST_AGREE = sorted(
+    CaptionerConfig.__annotations__.keys() - {"image_size", "dropout", "initializer_range", "use_cache"}
+)
+"""Fields of the configuration that give the weights their meaning or their number."""
 
 
 def average_models(sources: Sequence[str | Path], output: Path) -> None:
-    """Write the captioner `output`, whose weights are the mean of these captioners'; all else is the first's.
+    """Write a model whose weights are the mean of the sources' weights; everything else is the first source's.
 
-    Where trainings went on from the same weights, the mean often errs less than each (Izmailov et al. 2018,
-    https://arxiv.org/abs/1803.05407, section 3; Wortsman et al. 2022, https://arxiv.org/abs/2203.05482).
+    For models that were fine-tuned from the same weights, the mean is often better than each of them (Izmailov et al.
+    2018, https://arxiv.org/abs/1803.05407, section 3; Wortsman et al. 2022, https://arxiv.org/abs/2203.05482).
 
     Raises:
-        CaptionerError: fewer than two captioners, one that cannot be read or is not the same model as the first
-            or has other words; `output` is there already.
+        CaptionerError: there are fewer than two sources; one cannot be read, or differs from the first in architecture
+            or vocabulary; `output` exists.
     """
     if len(sources) < 2:
-        raise CaptionerError("one model alone has no average: name two or more")
+        raise CaptionerError("average needs two or more models")
     with new_folder(output) as partial:
         (folder, first), *others = (find_model(source) for source in sources)
         model, processor = load_model(folder, first)
@@ -35,13 +37,15 @@ def average_models(sources: Sequence[str | Path], output: Path) -> None:
             other, its_processor = load_model(its_folder, name)
             weights = other.state_dict()
             if its_processor.tokenizer.get_vocab() != processor.tokenizer.get_vocab():
-                raise CaptionerError(f"{name}: its vocabulary is not that of {first}")
-            unlike = [field for field in MEANING if getattr(other.config, field) != getattr(model.config, field)]
-            unlike = unlike or [key for key in mean if weights[key].shape != mean[key].shape]
-            if unlike:
-                raise CaptionerError(f"{name}: not the same model as {first}: {', '.join(unlike[:5])}")
+                raise CaptionerError(f"{name}: its vocabulary differs from {first}'s")
+            differences = [
+                field for field in MUST_AGREE if getattr(other.config, field) != getattr(model.config, field)
+            ]
+            differences = differences or [key for key in mean if weights[key].shape != mean[key].shape]
+            if differences:
+                raise CaptionerError(f"{name}: differs from {first} in {', '.join(differences[:5])}")
             for key, tensor in mean.items():
-                if tensor.is_floating_point():  # counters stay; new tensors, since some of the model's are tied
+                if tensor.is_floating_point():  # counters stay as they are; not in place, because some weights are tied
                     mean[key] = tensor.lerp(weights[key], 1 / count)
         model.load_state_dict(mean)
         save_model(model, processor, partial)

@@ -1,4 +1,4 @@
-"""The card of a model's folder: README.md, whose metadata the Hugging Face Hub reads."""
+"""Model cards: the README.md in a model's folder, whose metadata the Hugging Face Hub reads."""
 
 from pathlib import Path
 
@@ -9,33 +9,40 @@ from captioner.errors import CaptionerError
 
 
 def read_card(folder: Path, name: str) -> ModelCard | None:
-    """The card of the model `name`, None where its folder has none.
+    """Read the card in a model's folder; None if there is none.
 
     Raises:
-        CaptionerError: its metadata cannot be read.
+        CaptionerError: the metadata cannot be read; the message names the model, `name`.
     """
     path = folder / "README.md"
     try:
         return ModelCard.load(path) if path.is_file() else None
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise CaptionerError(f"{name}: README.md cannot be read as a card: {' '.join(str(error).split())}") from error
+        raise CaptionerError(
+            f"{name}: README.md cannot be read as a model card: {' '.join(str(error).split())}"
+        ) from error
 
 
 def write_card(folder: Path, text: str, source: ModelCard | None, source_name: str) -> None:
-    """Say in `folder` what a model made from another is, whose own card, `source`, stands below `text`.
+    """Write the card of a model that was made from another.
 
-    Its metadata are kept (licence, languages, data), but for its scores: they are not the new model's.
+    The source's metadata (licence, languages, data) are kept, except for its scores: they are not the new model's.
+
+    Args:
+        text: the new model's description, Markdown.
+        source: the source's card, appended to `text`.
+        source_name: its name; on the Hub, it becomes the new model's `base_model`.
     """
     data = source.data if source else ModelCardData()
     data["library_name"], data["pipeline_tag"], data["eval_results"] = "captioner", "image-to-text", None
-    if source_name.count("/") == 1 and not Path(source_name).exists():  # of the Hub
+    if source_name.count("/") == 1 and not Path(source_name).exists():  # on the Hub
         data["base_model"] = source_name
-    original = f"\nThe card of the model it was made from:\n\n{source.text.strip()}\n" if source else ""
+    original = f"\nThe card of the model that it was made from:\n\n{source.text.strip()}\n" if source else ""
     (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}{original}", encoding="utf-8")
 
 
 def usage(folder: str | Path) -> str:
-    """How a card says to caption with the model in `folder`."""
+    """The card's Python example for the model in `folder`."""
     return f"""```python
 from captioner import Captioner
 

@@ -1,6 +1,6 @@
-"""Finds a captioner and reads it: the bundled one, a folder, a training's folder, or one of the Hugging Face Hub.
+"""Finds a model's folder: the bundled model, a local folder, a training run, or a download from the Hugging Face Hub.
 
-What only a download or a model in torch needs is imported there: an exported model is found without.
+huggingface_hub is imported only for a download, because exported models run without it.
 """
 
 import hashlib
@@ -10,63 +10,78 @@ from captioner.errors import CaptionerError
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "default"
 
+DOWNLOADED = ["*.json", "*.safetensors", "*.onnx", "*.model", "merges.txt", "README.md"]
+"""Files to download: configuration, weights, tokenizers and the card. No pickles and no code."""
 
-def find_model(model: str | Path | None) -> tuple[Path, str]:
-    """The folder of a model, and the name it goes by in outputs.
+
+def find_model(
+    model: str | Path | None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[Path, str]:
+    """Return the folder of a model, and the model's name for outputs.
 
     Args:
-        model: None or "default" for the bundled one; an existing folder is read as such, and a training's folder as
-            its best checkpoint; any other `owner/name` is asked of the Hub, through its cache.
+        model: None or "default" for the bundled model; a local folder (of a training run, its best checkpoint); else
+            `owner/name` on the Hub, downloaded or taken from the cache.
+        revision: branch, tag or commit on the Hub; only for a model of the Hub.
+        token: the Hub's access token; None uses the saved one, False none.
+        cache_dir: the folder that downloads are cached in; default: huggingface_hub's.
 
     Raises:
-        CaptionerError: there is no such model; the message says where it was looked for.
+        CaptionerError: there is no such model, or the Hub cannot be reached.
     """
     if model is None or model == "default":
         if not (BUNDLED / "config.json").is_file():
             raise CaptionerError("this installation has no bundled model; name one (--model, or from_pretrained)")
         return BUNDLED, "default"
-    return _find(model), str(model)
-
-
-def _find(model: str | Path) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
-        trained = folder / "best"
-        return trained if trained.is_dir() and not (folder / "config.json").exists() else folder
+        best = folder / "best"
+        return best if best.is_dir() and not (folder / "config.json").exists() else folder, str(model)
     if folder.exists():
         raise CaptionerError(f"{model}: a file; a model is a folder with config.json, weights and tokenizer")
-    repository = str(model)
-    missing = f"{model}: no such folder"
-    if isinstance(model, Path) or repository.count("/") != 1:
-        raise CaptionerError(missing)
-    return _download(repository, missing)
+    if isinstance(model, Path) or model.count("/") != 1:
+        raise CaptionerError(f"{model}: no such folder")
+    return _download(model, revision, token, cache_dir), model
 
 
-def _download(repository: str, missing: str) -> Path:
+def _download(repository: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import (
+        GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
+    missing = f"{repository}: no such folder"
     try:
-        # json, safetensors, ONNX, tokenizers and the card: nothing that would have to be unpickled or executed
-        wanted = ["*.json", "*.safetensors", "*.onnx", "*.model", "merges.txt", "README.md"]
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=DOWNLOADED
+        )
     except HFValidationError as error:
         raise CaptionerError(missing) from error
     except LocalEntryNotFoundError as error:
         raise CaptionerError(f"{missing}, not in the Hub's cache, and the Hub is offline or out of reach") from error
+    except GatedRepoError as error:
+        raise CaptionerError(
+            f"{repository}: gated on the Hub; accept its terms there and log in or pass a token"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise CaptionerError(f"{missing}, and no such public model on the Hugging Face Hub") from error
+        raise CaptionerError(f"{missing}, and the Hub has no such model that you may read") from error
+    except RevisionNotFoundError as error:
+        raise CaptionerError(f"{repository}: the Hub has no revision {revision!r} of it") from error
     except (HfHubHTTPError, OSError) as error:
         raise CaptionerError(f"{missing}, and the Hub answered: {str(error).splitlines()[0]}") from error
+    return Path(folder)
 
 
 def digest(folder: Path) -> str:
-    """A word for what is in a model's files (its card aside): the same for the same model, wherever it lies."""
+    """Hash a model's files, except its card: equal for the same model, wherever the folder is."""
     whole = hashlib.blake2b(digest_size=16)
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name != "README.md":

@@ -12,31 +12,33 @@ if TYPE_CHECKING:
     from captioner.model.processing_captioner import CaptionerProcessor
 
 HEADS = {"tags": "heads.tags.", "teacher_classes": "heads.teacher.", "contrastive_size": "heads.contrastive."}
-"""Fields of the configuration that ask for a head, and where its weights are."""
+"""Fields of the configuration that add a head, and the prefix of the head's weights."""
 
 
 def load_model(
     folder: Path, name: str, **config_changes: Any
 ) -> "tuple[CaptionerForConditionalGeneration, CaptionerProcessor]":
-    """Read a model's folder, in float32, with these fields of its configuration (`dropout`, say) changed. Heads that
-    these ask for and the folder has not are random.
+    """Read a model's folder, in float32.
+
+    Args:
+        name: the model's name in error messages.
+        config_changes: fields of the configuration to change, such as `dropout`. A head that they add and the folder
+            lacks gets random weights.
 
     Raises:
-        CaptionerError: no captioner, files that cannot be read, or weights that are missing or of another shape.
+        CaptionerError: the folder holds no captioner, a file cannot be read, or weights are missing or do not fit.
     """
     import torch
     from safetensors import SafetensorError
 
-    from captioner.model.configuration_captioner import CaptionerConfig
-    from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-    from captioner.model.processing_captioner import CaptionerProcessor
+    from captioner.model.auto import CaptionerConfig, CaptionerForConditionalGeneration, CaptionerProcessor
 
     if not (folder / "config.json").is_file():
-        raise CaptionerError(f"{name}: no config.json in this folder, so it is no model")
+        raise CaptionerError(f"{name}: not a model: the folder has no config.json")
     try:
         config, _ = CaptionerConfig.get_config_dict(folder, local_files_only=True)
         if not isinstance(config, dict):
-            raise ValueError("config.json is no JSON object")
+            raise ValueError("config.json does not hold a JSON object")
         if config.get("model_type") != CaptionerConfig.model_type:
             raise CaptionerError(f"{name}: a {config.get('model_type')!r} model, not a {CaptionerConfig.model_type!r}")
         with quiet_transformers():
@@ -49,7 +51,7 @@ def load_model(
                 output_loading_info=True,
                 **config_changes,
             )
-        processor = CaptionerProcessor.from_pretrained(folder, local_files_only=True)
+        processor = CaptionerProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: timm, torch, sentencepiece
         raise CaptionerError(f"{name}: cannot be read as a model: {str(error).splitlines()[0]}") from error
     absent = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
@@ -63,7 +65,7 @@ def save_model(model: "CaptionerForConditionalGeneration", processor: "Captioner
     """Write a model's folder: configuration, weights, processor and tokenizer.
 
     Raises:
-        OSError: it cannot be written, because the disk is full, say.
+        OSError: a file cannot be written, for example because the disk is full.
     """
     from safetensors import SafetensorError
 
@@ -77,7 +79,7 @@ def save_model(model: "CaptionerForConditionalGeneration", processor: "Captioner
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars off stderr, which belongs to our caller."""
+    """Keep transformers' progress bars off stderr, which belongs to the caller."""
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()

@@ -70,3 +70,7 @@ class CaptionerConfig(PreTrainedConfig):
         if self.encoder_layers and self.hidden_size % 4:
             raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 4 for 2-D position embeddings")
         super().__post_init__(**kwargs)
+
+
+# save_pretrained then copies this code into the folder, for trust_remote_code=True.
+CaptionerConfig.register_for_auto_class()

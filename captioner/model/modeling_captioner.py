@@ -168,3 +168,7 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
             encoder_last_hidden_state=encoder_outputs[0],
         )
         return output if return_dict is not False else output.to_tuple()
+
+
+# save_pretrained then copies this code into the folder, for trust_remote_code=True.
+CaptionerForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

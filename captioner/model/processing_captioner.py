@@ -70,5 +70,10 @@ class CaptionerProcessor(ProcessorMixin):
         if isinstance(text, str):
             text = clean_caption(text)
         elif text is not None:
-            text = [clean_caption(caption) for caption in text]
+            text = [clean_caption(caption) if isinstance(caption, str) else caption for caption in text]
         return super().__call__(images=images, text=text, **kwargs)
+
+
+# save_pretrained then copies this code into the folder, for trust_remote_code=True.
+CaptionerImageProcessor.register_for_auto_class()
+CaptionerProcessor.register_for_auto_class()

@@ -45,3 +45,7 @@ class CaptionerTokenizer(SentencePieceBackend):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         return self.sp_model.decode_pieces(tokens)
+
+
+# save_pretrained then copies this code into the folder, for trust_remote_code=True.
+CaptionerTokenizer.register_for_auto_class()

@@ -17,7 +17,7 @@ from captioner.train.checkpoint import Progress
 FILES = ("tokenizer.model", "log.jsonl", "report.html")
 LEFTOVERS = (
     *(f"{name}{ending}" for name in FILES for ending in ("", ".part", ".*.tmp")),
-    *("best.part", "last.part", "features/*.npy", "features/*.part", "streamed/*.tar", "streamed/*.part"),
+    *("best.part", "last.part", "features/*.npy", "features/*.part", "streamed/*.tar", "streamed/*.tmp"),
 )
 """What an earlier training that never wrote a checkpoint may have left in its folder."""
 

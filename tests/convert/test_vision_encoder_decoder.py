@@ -35,8 +35,7 @@ from transformers import (
 
 from captioner import cli
 from captioner.config import RunConfig
-from captioner.convert import vision_encoder_decoder as convert
-from captioner.convert.vision_encoder_decoder import convert_model
+from captioner.convert import convert_model, vision_encoder_decoder
 from captioner.data.captions import encode_texts
 from captioner.decoding.stream import GenerationOptions, generate
 from captioner.errors import CaptionerError
@@ -294,7 +293,7 @@ def test_it_is_exported_and_captions_without_torch(converted, photos, tmp_path):
 
 def test_timm_names_are_used_where_they_fit(monkeypatch):
     def trunk(encoder: type, **sizes: int) -> tuple[str, dict[str, Any]]:
-        return convert._trunk(encoder(**sizes))
+        return vision_encoder_decoder._trunk(encoder(**sizes))
 
     assert trunk(ViTConfig) == ("vit_base_patch16_224", {})
     assert trunk(ViTConfig, image_size=384, patch_size=32) == ("vit_base_patch32_224", {})
@@ -409,13 +408,13 @@ def spoil(folder: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("another model", "a 'blip' model; converted are vision-encoder-decoder"),
-        ("another encoder", "its encoder is 'swin'; converted are vit and deit"),
-        ("another decoder", "its decoder is 'bert'; converted are gpt2"),
-        ("scaled layers", "its decoder has scale_attn_by_inverse_layer_idx True; ours has False alone"),
-        ("unscaled attention", "its decoder has scale_attn_weights False; ours has True alone"),
+        ("another model", "a 'blip' model; convert reads vision-encoder-decoder"),
+        ("another encoder", "its encoder is 'swin'; convert reads vit and deit"),
+        ("another decoder", "its decoder is 'bert'; convert reads gpt2"),
+        ("scaled layers", "its decoder has scale_attn_by_inverse_layer_idx True; a captioner has False"),
+        ("unscaled attention", "its decoder has scale_attn_weights False; a captioner has True"),
         ("an activation", "its decoder's activation_function 'magic' is unknown"),
-        ("the encoder's activation", "its encoder has hidden_act 'relu'; ours has 'gelu' alone"),
+        ("the encoder's activation", "its encoder has hidden_act 'relu'; a captioner has 'gelu'"),
         ("a word for a number", "n_layer"),
         ("oblong images", "its images or patches are not square"),
         ("no end", "its eos_token_id is 50256, not one of its decoder's 2"),
@@ -445,9 +444,9 @@ def test_what_cannot_be_converted_costs_one_line_and_leaves_nothing(
 
 
 def test_a_model_that_would_disagree_is_not_written(checkpoint, tmp_path, monkeypatch):
-    swapped = {**convert.DECODER_LAYER, "self_attn_norm": "ln_2", "mlp_norm": "ln_1"}
-    monkeypatch.setattr(convert, "DECODER_LAYER", swapped)
-    with pytest.raises(CaptionerError, match="not converted, since its logits and ours would differ by"):
+    swapped = {**vision_encoder_decoder.DECODER_LAYER, "self_attn_norm": "ln_2", "mlp_norm": "ln_1"}
+    monkeypatch.setattr(vision_encoder_decoder, "DECODER_LAYER", swapped)
+    with pytest.raises(CaptionerError, match="not converted, because its logits and ours would differ by"):
         convert_model(checkpoint, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 

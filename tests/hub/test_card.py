@@ -51,5 +51,5 @@ def test_a_model_without_a_card_gets_one_and_a_folder_is_no_model_of_the_hub(tmp
 @pytest.mark.parametrize("content", [b"---\na: [\n---\n", b"---\n- a\n---\n", b"\xff\xfe"])
 def test_a_card_that_cannot_be_read_is_named(tmp_path: Path, content: bytes):
     (tmp_path / "README.md").write_bytes(content)
-    with pytest.raises(CaptionerError, match=r"^old: README\.md cannot be read as a card: [^\n]+$"):
+    with pytest.raises(CaptionerError, match=r"^old: README\.md cannot be read as a model card: [^\n]+$"):
         read_card(tmp_path, "old")

@@ -52,6 +52,11 @@ def test_captions_that_are_cut_keep_the_end_of_sequence_as_in_training(processor
     assert processor(text="a red square.", truncation=True, max_length=5)["input_ids"] == expected
 
 
+def test_captions_that_are_not_text_raise_the_error_of_transformers(processor: CaptionerProcessor) -> None:
+    with pytest.raises(ValueError, match="must be a string or list of strings"):
+        processor(text=["a red circle", None])
+
+
 def test_captions_stay_as_the_caller_gave_them(processor: CaptionerProcessor) -> None:
     captions = ["a red circle ."]
     processor(text=captions)

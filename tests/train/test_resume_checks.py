@@ -90,6 +90,7 @@ LEFTOVERS: dict[str, Callable[[Path], object]] = {
     "a shard of a stream": lambda run: [
         (run / "streamed").mkdir(),
         (run / "streamed" / "0123456789abcdef.tar").write_bytes(b"another stream"),
+        (run / "streamed" / "0123456789abcdef.tar.0123abcd.tmp").write_bytes(b"half"),
     ],
     "temporary files": lambda run: [
         (run / name).write_bytes(b"half")
@@ -133,7 +134,7 @@ def test_from_any_leftover_a_training_gives_what_it_gives_in_a_clean_folder(
     assert_same_training(other_run, clean)
     tokenizer = CaptionerTokenizer(str(other_run / "tokenizer.model"))
     assert tokenizer.unk_token_id not in tokenizer("a red circle").input_ids
-    assert not [path for path in other_run.iterdir() if path.suffix in (".part", ".tmp")]
+    assert not [path for path in other_run.rglob("*") if path.suffix in (".part", ".tmp")]
 
 
 def test_a_checkpoint_swapped_out_when_the_kill_came_is_one_to_resume(recipe: Recipe, tmp_path: Path) -> None:
