@@ -11,9 +11,9 @@ from captioner.cpu.threads import limit_spinning
 
 if TYPE_CHECKING:
     from captioner.config import load_config
+    from captioner.decoding.options import GenerationOptions
     from captioner.infer.caption import Caption
     from captioner.infer.captioner import Captioner
-    from captioner.decoding.options import GenerationOptions
     from captioner.metrics.score import score_captions
     from captioner.model.auto import (
         CaptionerConfig,
