@@ -2,8 +2,8 @@
 
 import sys
 
-from captioner.cli import main_and_leave
+from captioner.cli import main_without_teardown
 
 if __name__ == "__main__":
     sys.argv.insert(1, "annotate")
-    main_and_leave()
+    main_without_teardown()

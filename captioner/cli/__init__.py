@@ -24,7 +24,7 @@ app = typer.Typer(
 @app.callback()
 def _commands() -> None:
     """Learn to describe images, then annotate images."""
-    # Leave stderr to us: the advice of these libraries, which read this when they are imported, is for programmers.
+    # Keep library warnings, which address programmers, off stderr. The libraries read these variables on import.
     warnings.simplefilter("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -47,40 +47,37 @@ def main() -> None:
     """Run the command line; a user's mistake costs one line on stderr and exit status 2."""
     keep_freed_memory()
     open_console()
-    status, fault = _run()
+    status, message = _run()
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # its reader has seen enough, as `head` has
+    except BrokenPipeError:  # the reader stopped early, as `head` does
         status = status or 1
         close_stdout()
     except OSError as error:
-        status, fault = 2, f"stdout: cannot be written: {error.strerror}"
+        status, message = 2, f"stdout: cannot be written: {error.strerror}"
         close_stdout()
-    if fault:
+    if message:
         with suppress(OSError):
-            print(f"error: {fault}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
 
 
 def _run() -> tuple[int, str]:
-    """Gives the exit status, and what went wrong."""
+    """Run the command; return its exit status and error message."""
     try:
         app()
     except SystemExit as end:
         return int(end.code or 0), ""
     except CaptionerError as error:
         return 2, str(error)
-    except OSError as error:  # a disk that is full, a folder that may not be read
+    except OSError as error:  # a full disk, an unreadable folder
         reason = error.strerror or str(error)
         return 2, f"{error.filename}: {reason}" if error.filename else reason
     return 0, ""
 
 
-def main_and_leave() -> None:
-    """`main`, for a process that captions and does no more: it leaves at once, with nothing to lose.
-
-    An orderly end takes all imported modules apart, which costs a process with torch in it more than a second.
-    """
+def main_without_teardown() -> None:
+    """Run `main`, then end the process without Python's teardown, which takes over a second once torch is imported."""
     try:
         main()
     except SystemExit as end:

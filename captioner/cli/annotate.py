@@ -19,18 +19,20 @@ from captioner.cli.shared import (
     NumBeams,
     Precision,
     Workers,
+    check_launch,
     default_workers,
     given_options,
     load_captioner,
-    refuse_a_lonely_process,
 )
 from captioner.errors import CaptionerError
 from captioner.files import is_plain
 
 
 def annotate(
-    paths: Annotated[list[str], typer.Argument(help="Images, folders (with all that lies in them) and globs.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write records here; default: a table.")] = None,
+    paths: Annotated[list[str], typer.Argument(help="Images, folders (with subfolders) and globs.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write records to this file; default: print path and caption.")
+    ] = None,
     output_format: Annotated[str | None, typer.Option("--format", help="jsonl or csv; default: by suffix.")] = None,
     model: Model = None,
     device: Device = "auto",
@@ -42,28 +44,36 @@ def annotate(
     min_new_tokens: MinNewTokens = None,
     no_repeat_ngram_size: NoRepeatNgramSize = None,
     length_penalty: LengthPenalty = None,
-    prefix: Annotated[str, typer.Option(help="How every caption starts: 'a photo of'.")] = "",
-    banned_word: Annotated[list[str] | None, typer.Option(help="Words that no caption uses; may be repeated.")] = None,
-    forced_word: Annotated[list[str] | None, typer.Option(help="Words in every caption; may be repeated.")] = None,
-    do_sample: Annotated[bool, typer.Option("--do-sample", help="Draw captions instead of searching.")] = False,
-    temperature: Annotated[float | None, typer.Option(help="Sampling: below 1 sharper, above 1 bolder.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sampling: from the k most probable tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sampling: from the tokens that hold this probability.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Sampling: the same seed draws the same captions.")] = None,
+    prefix: Annotated[str, typer.Option(help="Start every caption with this, such as 'a photo of'.")] = "",
+    banned_word: Annotated[
+        list[str] | None, typer.Option(help="A word or phrase that no caption may use; repeatable.")
+    ] = None,
+    forced_word: Annotated[
+        list[str] | None, typer.Option(help="A word or phrase that every caption must use; repeatable.")
+    ] = None,
+    do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample captions instead of searching.")] = False,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling: below 1 is more conservative, above 1 more varied.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sampling: keep the k most probable tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sampling: keep the smallest set of tokens with this probability.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Sampling: the same seed gives the same captions.")] = None,
     num_return_sequences: Annotated[
-        int | None, typer.Option(help="Captions an image. Default: the model's, or 1.")
+        int | None, typer.Option(help="Captions per image. Default: the model's, or 1.")
     ] = None,
 ) -> None:
     """Caption images.
 
-    Without -o: path, tab, caption, one line an image. With -o x.jsonl: one JSON object an image, and the images that
-    cannot be read in x.errors.jsonl; a run that was stopped is continued by the same command. With -o to a pipe or a
-    device: the same objects as they come, and the images that cannot be read on stderr.
+    Without -o, print path, tab and caption, one line per image. With -o x.jsonl, write one JSON object per image, and
+    list unreadable images in x.errors.jsonl; to resume a stopped run, repeat the command. If -o names a pipe or a
+    device, write the objects as they are made, and unreadable images to stderr.
 
-    For 1,000 images or more a short probe chooses what is left open: on a CPU the precision, bf16 where that is faster;
+    For 1,000 images or more, a short probe chooses what you left open: on a CPU the precision (bf16 if it is faster),
     on an accelerator the batch size.
 
-    Exit status: 0 all captioned, 3 some images failed and the rest are written, 2 usage.
+    Exit status: 0 all images captioned, 3 some images failed, 2 usage error.
     """
     from captioner.annotate.folder import (
         OutputFile,
@@ -80,7 +90,7 @@ def annotate(
     from captioner.hub.find import digest
     from captioner.infer.captioner import WORTH_TUNING
 
-    refuse_a_lonely_process("infer.py")
+    check_launch("infer.py")
     process = this_process()
     given = given_options(
         do_sample=do_sample or None,
@@ -100,7 +110,7 @@ def annotate(
     chosen_format = choose_format(output, output_format) if output else ""
     is_file = output is not None and is_plain(output)
     if process.count > 1 and not is_file:
-        raise CaptionerError(f"{process.count} processes need an output file to write to together: -o out.jsonl")
+        raise CaptionerError(f"{process.count} processes need an output file that they write together: -o out.jsonl")
     if sys.__stdout__ is None and not output:
         raise CaptionerError("stdout is closed; write to a file with -o")
     is_mine = [process.owns(image) for image in find_images(paths)]
@@ -108,7 +118,7 @@ def annotate(
         raise CaptionerError(f"no images in {', '.join(paths)}")
     inputs = inputs_of(paths)
     if precision == "auto" and output and is_file:
-        precision = precision_left(output, inputs) or precision  # a run goes on as it began
+        precision = precision_left(output, inputs) or precision  # a resumed run keeps its precision
     captioner = load_captioner(model, device, precision)
     options = captioner.options(**given, **captioner.spelled(prefix, banned_word or (), forced_word or ()))
     if len(is_mine) >= WORTH_TUNING:
@@ -134,12 +144,14 @@ def annotate(
         )
     except KeyboardInterrupt:
         if process.rank == 0:
-            print("stopped" + (f"; the same command goes on from {output}.part" if is_file else ""), file=sys.stderr)
+            print(
+                "stopped" + (f"; repeat the command to resume from {output}.part" if is_file else ""), file=sys.stderr
+            )
         raise typer.Exit(130) from None
     if summary is None:
         return
     if output:
-        with suppress(OSError):  # all is written, whatever has become of stderr
+        with suppress(OSError):  # all is written, even if stderr is closed
             print(f"{summary.captioned} captioned, {summary.failed} failed", file=sys.stderr)
     if summary.failed:
         raise typer.Exit(3)

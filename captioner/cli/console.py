@@ -1,4 +1,4 @@
-"""What commands read from and write to: stdin, stdout and stderr."""
+"""Makes stdin, stdout and stderr safe to use, whatever the environment."""
 
 import codecs
 import os
@@ -7,14 +7,14 @@ from contextlib import suppress
 
 
 def open_console() -> None:
-    """Let stdout and stderr take any text, and stand in for those that whoever started us has closed.
+    """Make stdout and stderr accept any text, and replace closed streams with the null device.
 
-    What their encoding lacks is written as \\xe9 or \\u2014. Names of files that are not valid text leave as the bytes
-    that they are.
+    Characters that the encoding lacks are written as \\xe9 or \\u2014, and file names that are not valid text as their
+    original bytes.
     """
     codecs.register_error("console", _bytes_or_escapes)
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
-        if getattr(sys, name) is None:  # the next file to be opened would get its number
+        if getattr(sys, name) is None:  # else the next file opened would get its descriptor
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="console")  # type: ignore[union-attr]
@@ -28,6 +28,6 @@ def _bytes_or_escapes(error: UnicodeError) -> tuple[bytes, int]:
 
 
 def close_stdout() -> None:
-    """Drop what stdout cannot take, or Python would try again, and complain, at its end."""
+    """Discard what stdout did not accept; else Python would write it again at exit, and complain."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,9 +10,9 @@ def convert(
     source: Annotated[str, typer.Argument(help="A folder or a Hugging Face Hub id.")],
     output: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
 ) -> None:
-    """Write a public checkpoint, a VisionEncoderDecoderModel of ViT or DeiT and GPT-2, as a captioner.
+    """Convert a public checkpoint to a captioner: a VisionEncoderDecoderModel of ViT or DeiT with GPT-2.
 
-    The two are compared, and nothing is written where their logits differ.
+    Nothing is written unless the logits of the two models agree.
     """
     from captioner.convert import convert_model
 

@@ -31,10 +31,10 @@ from captioner.files import reporting
 
 
 def evaluate(
-    data: Annotated[str, typer.Option(help="Images with captions: any source that training reads.")],
+    data: Annotated[str, typer.Option(help="Images with captions: any source that training accepts.")],
     split: Annotated[str | None, typer.Option(help="The split to measure on.")] = None,
     images: Annotated[
-        str | None, typer.Option(help="Folder that image names start from; default: beside DATA.")
+        str | None, typer.Option(help="Folder that image names are relative to; default: beside DATA.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write all numbers as JSON.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write the captions in COCO's results layout.")] = None,
@@ -53,9 +53,9 @@ def evaluate(
 ) -> None:
     """Caption the images of a data set and score the captions against its own.
 
-    What cannot be read is left out of the scores, and named on stderr and in the JSON.
+    Images and captions that cannot be read are left out of the scores, and listed on stderr and in the JSON.
 
-    Exit status: 0 all scored, 3 something was left out, 2 usage.
+    Exit status: 0 all images scored, 3 some left out, 2 usage error.
     """
     from captioner.annotate.evaluate import caption_samples
     from captioner.config import SourceConfig, validated
@@ -71,7 +71,7 @@ def evaluate(
         length_penalty=length_penalty,
     )
     wanted = metric_names(metrics, tokenization)
-    probe = "a metric that cannot be had is refused now, not after hours of captioning"
+    probe = "an unavailable metric is an error now, not after hours of captioning"
     score_captions({0: probe}, {0: [probe]}, metrics=wanted, tokenization=tokenization)
     check_files(output, predictions)
     source = {"path": data, "images": images, "split": split, "on_error": "skip"}

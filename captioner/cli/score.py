@@ -18,7 +18,7 @@ def score(
     metrics: Metrics = None,
     tokenization: Tokenization = "ptb",
     train_captions: Annotated[
-        Path | None, typer.Option(help="Captions trained on, for the share of novel ones.")
+        Path | None, typer.Option(help="Training captions; reports the share of novel captions.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write all numbers as JSON.")] = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What several commands share: types of options, and steps before and after the work."""
+"""Option types and helpers that several commands share."""
 
 import gc
 import os
@@ -13,46 +13,49 @@ from captioner.files import check_file, is_plain, whole_file
 if TYPE_CHECKING:
     from captioner.infer.captioner import Captioner
 
-# Options that `annotate` and `evaluate` share. Defaults are the model's, or else those of `GenerationOptions`.
+# Options of `annotate` and `evaluate`. Unset ones default to the model's, else to those of `GenerationOptions`.
 Model = Annotated[str | None, typer.Option(help="A folder or a Hugging Face Hub id; default: the bundled model.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...; auto: an accelerator where there is one.")]
 Precision = Annotated[
     str, typer.Option(help="fp32, bf16 or fp16; auto: bf16 on an accelerator (fp16 where it has none), fp32 on a CPU.")
 ]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images captioned at once. Default: 16.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Threads that decode images; default: one a core, at most 8.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Threads that decode images; default: one per core, at most 8.")
+]
 NumBeams = Annotated[int | None, typer.Option(help="Beam width; 1 is greedy. Default: the model's, or 3.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Longest caption in tokens. Default: the model's, or 40.")]
 MinNewTokens = Annotated[int | None, typer.Option(help="Shortest caption in tokens. Default: the model's, or 0.")]
 NoRepeatNgramSize = Annotated[
-    int | None, typer.Option(help="No n-gram of this many tokens twice. Default: the model's, or 0: off.")
+    int | None, typer.Option(help="Never repeat an n-gram of this many tokens. Default: the model's, or 0 (off).")
 ]
 LengthPenalty = Annotated[
     float | None, typer.Option(help="Above 0 favours longer captions. Default: the model's, or 1.")
 ]
 
-# Options that `score` and `evaluate` share.
+# Options of `score` and `evaluate`.
 Metrics = Annotated[
-    str | None, typer.Option(help="Comma-separated; default: all that is installed but SPICE, which is slow.")
+    str | None, typer.Option(help="Comma-separated; default: all installed metrics except SPICE, which is slow.")
 ]
 Tokenization = Annotated[
-    str, typer.Option(help="ptb: as the official scorer; char: characters, for languages written without spaces.")
+    str, typer.Option(help="ptb, as the official scorer; or char (characters), for languages written without spaces.")
 ]
 
 
-def refuse_a_lonely_process(script: str) -> None:
-    """`accelerate launch --cpu --num_processes N` starts one process, and says nothing, where it is given no MPI."""
+def check_launch(script: str) -> None:
+    """Raise CaptionerError if `accelerate launch --cpu --num_processes N` started a single process, as without MPI."""
     from captioner.distributed import COUNT
 
     several = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
     if several and not any(name in os.environ for name in COUNT):
         raise CaptionerError(
-            "accelerate launch --cpu started one process of several, since it was given no --mpirun_hostfile; "
-            f"without MPI: ACCELERATE_USE_CPU=true torchrun --nproc-per-node N {script} ..."
+            "accelerate launch --cpu started only one of several processes, because --mpirun_hostfile is missing; "
+            f"without MPI, use ACCELERATE_USE_CPU=true torchrun --nproc-per-node N {script} ..."
         )
 
 
 def given_options(**options: Any) -> dict[str, Any]:
+    """Drop the options that the user left unset."""
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -63,7 +66,7 @@ def metric_names(chosen: str | None, tokenization: str) -> list[str]:
 
 
 def check_files(*paths: Path | None) -> None:
-    """Refuse now what could not be written when the work is done."""
+    """Check before the work that its results can be written afterwards."""
     given = [path for path in paths if path is not None]
     for path in given:
         check_file(path)
@@ -89,10 +92,10 @@ def load_captioner(model: str | None, device: str, precision: str) -> "Captioner
 
     if device == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         device = "cpu"  # accelerate launch --cpu
-    gc.disable()  # what libraries and models make stays, and to look through it again and again takes a second
+    gc.disable()  # imports and weights are permanent; scanning them again and again takes a second
     try:
         return Captioner.from_pretrained(model, device, precision)
     finally:
         gc.freeze()
-        gc.unfreeze()  # the two together make all of it old
+        gc.unfreeze()  # together they move everything to the oldest generation
         gc.enable()

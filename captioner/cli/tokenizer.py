@@ -7,7 +7,7 @@ import typer
 
 
 def tokenizer(
-    data: Annotated[str, typer.Argument(help="Where the captions are: any source that training reads.")],
+    data: Annotated[str, typer.Argument(help="Captions: any source that training accepts.")],
     output: Annotated[Path, typer.Argument(help="Folder to write tokenizer.model into.")],
     split: Annotated[str | None, typer.Option(help="Use this split only.")] = None,
     vocab_size: Annotated[int, typer.Option(min=8)] = 4000,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from captioner.cli.shared import refuse_a_lonely_process
+from captioner.cli.shared import check_launch
 from captioner.files import reporting
 
 if TYPE_CHECKING:
@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 def train(
     config: Annotated[Path, typer.Option("--config", "-c", help="A YAML recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Change the recipe.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from output_dir's last checkpoint.")] = False,
-    dry: Annotated[bool, typer.Option("--dry-run", help="Build all, try three steps a phase, estimate.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from output_dir's last checkpoint.")] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Try three steps of each phase and estimate the time.")
+    ] = False,
 ) -> None:
-    """Train or fine-tune a captioner by a recipe; `accelerate launch train.py` runs it on many processes."""
+    """Train or fine-tune a captioner from a recipe; `accelerate launch train.py` uses several processes."""
     from captioner.config import load_config
     from captioner.distributed import this_process
     from captioner.train.dry_run import dry_run
     from captioner.train.trainer import train as run
 
-    refuse_a_lonely_process("train.py")
+    check_launch("train.py")
     is_main = this_process().rank == 0
     recipe = load_config(config, overrides)
     if dry:
@@ -41,7 +43,7 @@ def _print_estimate(estimate: "Estimate") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("phase", "parameters that learn", "tokens a second", "steps", "hours")
+    table = Table("phase", "trainable parameters", "tokens a second", "steps", "hours")
     for phase in estimate.phases:
         speed, hours = f"{phase.tokens_per_second:,.0f}", f"{phase.hours:.2f}"
         table.add_row(phase.name, f"{phase.learning:,}", speed, f"{phase.steps:,}", hours)
@@ -50,5 +52,5 @@ def _print_estimate(estimate: "Estimate") -> None:
     total = sum(phase.hours for phase in estimate.phases)
     print(
         f"{estimate.parameters:,} parameters; {estimate.memory / 2**30:.1f} GiB of memory; {total:.2f} hours, "
-        "validations and the caching of features not counted"
+        "without validation and feature caching"
     )

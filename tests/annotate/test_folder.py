@@ -294,7 +294,7 @@ def test_two_processes_write_the_file_that_one_writes_and_after_a_kill_any_numbe
 def test_several_processes_need_an_output_file(annotate, photos, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     outcome = annotate(photos)
-    assert outcome.status == 2 and "2 processes need an output file to write to together: -o" in outcome.err
+    assert outcome.status == 2 and "2 processes need an output file that they write together: -o" in outcome.err
 
 
 def test_a_lonely_process_of_a_launch_of_several_is_refused(annotate, photos, monkeypatch):
@@ -629,7 +629,7 @@ def test_a_photo_is_not_written_over(annotate, photos):
 def test_several_processes_cannot_write_one_stream(annotate, photos, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     outcome = annotate(photos, "-o", os.devnull, "--format", "jsonl")
-    assert outcome.status == 2 and "2 processes need an output file to write to together: -o" in outcome.err
+    assert outcome.status == 2 and "2 processes need an output file that they write together: -o" in outcome.err
 
 
 @pytest.fixture
@@ -691,7 +691,7 @@ def test_a_journal_of_another_run_is_not_mixed_in(annotate, photos, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(TorchCaptionStream, "add", stop)
         outcome = annotate(photos, "-o", "out.jsonl")
-        assert (outcome.status, outcome.err) == (130, "stopped; the same command goes on from out.jsonl.part\n")
+        assert (outcome.status, outcome.err) == (130, "stopped; repeat the command to resume from out.jsonl.part\n")
     for other in (("--num-beams", 2), ("--precision", "bf16")):
         outcome = annotate(photos, "-o", "out.jsonl", *other)
         assert outcome.status == 2 and "left by a run with another model, precision or options" in outcome.err
