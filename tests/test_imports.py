@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "metrics",
         "infer.generation",
         "infer.options",
+        "infer.packed",
         "infer.processes",
         "config",
         "files",
