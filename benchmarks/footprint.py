@@ -19,15 +19,17 @@ import json
 import math
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from captioner.config import Objective, PhaseConfig, RunConfig, load_config
+from captioner.data.batches import Batch
 from captioner.model.build import build_model
 from captioner.model.configuration_captioner import CaptionerConfig
-from captioner.train.caption_packing import PackedCaptions, pack_captions
+from captioner.train.fsdp import WholeModel
 from captioner.train.phases import apply_phase
-from captioner.train.task import JointModel
+from captioner.train.task import CaptioningTask
 
 FORMATS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -58,16 +60,12 @@ def footprint(config: RunConfig, phase: PhaseConfig, tokens: int) -> dict[str, f
         captions["reward"] = phase.reward.num_samples
     if "captioning" in phase.objectives or not captions:  # other objectives are counted as captioning is
         captions["captioning"] = data.captions_per_image
-    labels = {name: torch.zeros(images, count, tokens).long() for name, count in captions.items()}
-    packed = pack_captions(labels, decoder_inputs=lambda labels: labels)
+    labels = torch.zeros(images * sum(captions.values()), tokens).long()
     with torch.device("meta"):
         model = build_model(CaptionerConfig(**fields, vocab_size=config.tokenizer.vocab_size))
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         pixel_values = torch.empty(images, 3, settings.image_size, settings.image_size)
-    packed = PackedCaptions(
-        *(tensor.to("meta") for tensor in packed[:3]), {name: own.to("meta") for name, own in packed.places.items()}
-    )
     apply_phase(model, phase)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -76,18 +74,13 @@ def footprint(config: RunConfig, phase: PhaseConfig, tokens: int) -> dict[str, f
     model.to(FORMATS[config.optimization.mixed_precision])
     kept = KeptTensors(model)
     with FlopCounterMode(display=False) as counter, kept:
-        joint = JointModel(model)
-        encoding = 0
-
-        def captions(_: Tensor | None) -> tuple[PackedCaptions, None]:
-            nonlocal encoding
-            encoding = counter.get_total_flops()
-            return packed, None
-
-        logits = joint({"pixel_values": pixel_values.to(model.dtype)}, captions, None, {"captioning"})["logits"]
-        # As cross-entropy, the logits once more in float32.
-        loss = torch.stack([own.float().logsumexp(-1).sum() for own in logits.values()]).sum()
+        # Drawn captions are counted as given ones: both take the same pass.
+        task = CaptioningTask(WholeModel(Accelerator(cpu=True), model), tags=None, critic=None, teacher=None)
+        batch = Batch(list(range(images)), {"pixel_values": pixel_values.to(model.dtype)}, labels, errors={})
+        losses, _ = task(batch, phase.model_copy(update={"objectives": {"captioning": 1.0}}), step=0)
         forward = counter.get_total_flops()
+        encoding = sum(counter.get_flop_counts()["CaptioningTask.captioner.encoder"].values())
+        loss = losses["captioning"]
         loss.backward()
     drawing = forward - encoding if "reward" in phase.objectives else 0
     return {

@@ -4,6 +4,8 @@ On an x86 CPU, torch multiplies a few rows with a large matrix at a fraction of 
 which does little else, is faster with these.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -22,38 +24,59 @@ def packs(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_bf16())
 
 
-def pack_linears(model: nn.Module) -> None:
+def pack_linears(model: nn.Module, dtype: torch.dtype | None = None) -> None:
     """Let every linear layer of a model in fp32 or bf16 on a CPU compute so, where torch can.
 
-    The parameters stay what and where they are; the copies take their memory once more.
+    The parameters stay what and where they are; the copies, in `dtype` or that of the model, take their memory once
+    more.
     """
+    parameter = next(model.parameters())
+    if parameter.device.type != "cpu":
+        return
     if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
         return
-    if not packs(next(model.parameters()).dtype):
+    if not packs(dtype or parameter.dtype):
         return
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear:
-                setattr(module, name, PackedLinear(child))
+                setattr(module, name, PackedLinear(child, dtype))
+
+
+@contextmanager
+def packed_linears(model: nn.Module) -> Iterator[None]:
+    """`pack_linears` inside the block: for a model in training that decodes between two updates, under autocast too."""
+    linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    try:
+        pack_linears(model, torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+        yield
+    finally:
+        for name, linear in linears.items():
+            model.set_submodule(name, linear)
 
 
 class PackedLinear(nn.Linear):
     """A linear layer in inference; an ordinary one where gradients are wanted, or once the weight has become of a type
     that is not packed. The copy is made when first needed, and anew when the weight has changed."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype | None = None) -> None:
+        """`dtype` of the copy; default: that of the weight, also once it is converted."""
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
+        self.dtype = dtype
         self.packed: Tensor | None = None
+        self.packed_bias: Tensor | None = None
         self.packed_version = -1
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or not packs(self.weight.dtype):
+        dtype = self.dtype or self.weight.dtype
+        if torch.is_grad_enabled() or not packs(dtype):
             return super().forward(input)
         if self.packed is None or self.packed_version != self.weight._version:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.to(dtype))
+            self.packed_bias = None if self.bias is None else self.bias.to(dtype)
             self.packed_version = self.weight._version
-        return torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(input.to(dtype), self.packed, self.packed_bias, "none", [], "")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"packed": None}  # oneDNN's tensors cannot be copied

@@ -54,11 +54,18 @@ class Captions:
         if options.seed is not None:
             self.generator = torch.Generator().manual_seed(options.seed)
             self.noise: list[Tensor] = []
+        self.uniforms: Tensor | None = None
 
-    def of(self, prompt_log_probs: Tensor) -> Self:
-        """The same search for captions of B images, on which the prompt's tokens have log-probabilities [B, T - 1]."""
+    def of(self, prompt_log_probs: Tensor, uniforms: Tensor | None = None) -> Self:
+        """The same search for captions of B images, on which the prompt's tokens have log-probabilities [B, T - 1].
+
+        With `uniforms`, numbers in [0, 1), [B, K, longest], each token is drawn by its own number.
+        """
         captions = copy(self)
         captions._begin(prompt_log_probs)
+        if uniforms is not None:
+            captions.uniforms = uniforms
+            captions.per_image = (*self.per_image, "uniforms")
         return captions
 
     def _begin(self, prompt_log_probs: Tensor) -> None:
@@ -100,7 +107,8 @@ class Captions:
 
         With a seed by the Gumbel-max trick: argmax(logits + Gumbel noise) is a draw from softmax(logits) (Maddison et
         al. 2014, https://arxiv.org/abs/1411.0030). The noise of an image's n-th step, [K, V], is the same for all
-        images, which makes an image's captions independent of its neighbours.
+        images, which makes an image's captions independent of its neighbours. With `uniforms`, the token is the one at
+        which the cumulated probabilities pass the number of its step.
         """
         options = self.options
         warpers = LogitsProcessorList([TemperatureLogitsWarper(float(options.temperature))])
@@ -109,6 +117,14 @@ class Captions:
         if options.top_p < 1:
             warpers.append(TopPLogitsWarper(float(options.top_p)))
         warped = warpers(None, scores.flatten(0, 1))
+        if self.uniforms is not None:
+            steps = (self.lengths - self.prompt_length).clamp(max=self.uniforms.shape[-1] - 1)
+            numbers = self.uniforms.gather(-1, steps[:, None, None].expand(-1, self.count, 1))
+            cumulated = warped.softmax(-1).cumsum(-1)
+            # The last sum can fall short of 1 by rounding: relative to it, no token of probability 0 is drawn.
+            threshold = numbers.view(-1, 1) * cumulated[:, -1:]
+            drawn = torch.searchsorted(cumulated, threshold, right=True).clamp(max=cumulated.shape[-1] - 1)
+            return drawn.view(scores.shape[:2])
         if options.seed is None:
             is_lost = warped.amax(-1, keepdim=True) == -torch.inf
             shares = warped.masked_fill(is_lost, 0).softmax(-1)  # where all are forbidden, any is drawn

@@ -1,7 +1,7 @@
 """The decoder a step at a time, over caches whose rows images enter and leave at any step.
 
-Shapes: B images, K captions an image, T tokens of the prompt, N rows of the caches with J captions each, S slots of a
-row, H heads, D width, V vocabulary.
+Shapes: B images, each a row of the caches, K captions an image, T tokens of the prompt, S slots of a row, H heads, D
+width, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 
 @dataclass
 class Slots:
-    """Where all layers write the keys and values of the next tokens, `next` [N, J]; from `window` on none is in use."""
+    """Where all layers write the keys and values of the next tokens, `next` [B, K]; from `window` on none is in use."""
 
     next: Tensor
     window: int
 
 
 class SlotLayer(DynamicLayer):
-    """Self-attention keys and values [N, S, H, D / H] of a layer, written in place: none is copied as captions grow."""
+    """Self-attention keys and values [B, S, H, D / H] of a layer, written in place: none is copied as captions grow."""
 
     def __init__(self, slots: Slots) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class SlotLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Take [N, H, J, D / H] of the next tokens; give [N, H, window, D / H]."""
+        """Take [B, H, K, D / H] of the next tokens; give [B, H, window, D / H]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         window, slots = self.slots.window, self.keys.shape[1]
@@ -57,34 +57,31 @@ class SlotLayer(DynamicLayer):
 class StepDecoder:
     """The decoder, a step at a time, over K captions of each of B images, every image at a step of its own.
 
-    What is cached is written once and stays where it is, in slots of a row. Captions that only grow have a row each.
-    Beams branch: those of an image share a row, where each step puts their K tokens side by side, and a mask shows a
-    beam its own ancestors (tree attention, Miao et al. 2023, https://arxiv.org/abs/2305.09781, section 4.2). A beam
-    that gives way to another thus changes the mask, and no key or value moves. The image's keys and values are there
-    once.
+    What is cached is written once and stays where it is, in slots of a row. The captions of an image share a row, where
+    each step puts their K tokens side by side, and a mask shows a caption its own ancestors (tree attention, Miao et
+    al. 2023, https://arxiv.org/abs/2305.09781, section 4.2). A beam that gives way to another thus changes the mask,
+    and no key or value moves. The prompt's and the image's keys and values are there once.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, encoder_hidden_states: Tensor, captions: int, branching: bool, longest: int
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, encoder_hidden_states: Tensor, captions: int, longest: int) -> None:
         """`encoder_hidden_states` are [B, P, D]; `longest` is the most new tokens of a caption."""
         self.model = model
         self.encoder_hidden_states = encoder_hidden_states
         self.longest = longest
-        self.rows_each, self.row_captions = (1, captions) if branching else (captions, 1)
+        self.captions = captions
 
     def start(self, prompt: Tensor) -> Tensor:
         """A prompt [T] of all captions -> logits [B, T, V] of the tokens after each of its own."""
-        images, (self.prompt_length,) = len(self.encoder_hidden_states), prompt.shape
-        rows, positions = images * self.rows_each, torch.arange(len(prompt), device=prompt.device)
+        rows, (self.prompt_length,) = len(self.encoder_hidden_states), prompt.shape
+        positions = torch.arange(len(prompt), device=prompt.device)
         self.slots = Slots(positions.expand(rows, -1), self.prompt_length)
         layers = [SlotLayer(self.slots) for _ in self.model.decoder.layers]
         self.cache = EncoderDecoderCache(Cache(layers=layers), DynamicCache())
-        every_slot = self.prompt_length + self.longest * self.row_captions
+        every_slot = self.prompt_length + self.longest * self.captions
         self.steps = prompt.new_zeros(rows)  # taken after the prompt
-        self.visible = prompt.new_zeros(rows, self.row_captions, every_slot, dtype=torch.bool)
+        self.visible = prompt.new_zeros(rows, self.captions, every_slot, dtype=torch.bool)
         self.visible[..., : self.prompt_length] = True
-        logits = self._logits(prompt.expand(rows, -1))[:: self.rows_each]
+        logits = self._logits(prompt.expand(rows, -1))
         # The image's keys and values are cached: from here on it is asked how many images there are, and no more.
         self.encoder_hidden_states = self.encoder_hidden_states[:, :0]
         return logits
@@ -94,14 +91,14 @@ class StepDecoder:
 
         `most_steps` is the number of this step to the image that came first of those still in the making.
         """
-        if self.row_captions > 1:
+        if self.captions > 1:
             self.visible = gather_captions(self.visible, parents)
         # A place that waits for the next image may have gone on for longer: it stays within what the others use.
         most_steps = min(most_steps, self.longest)
         steps = self.steps.clamp(max=most_steps - 1)[:, None]
-        own = torch.arange(self.row_captions, device=tokens.device)
-        self.slots.next = self.prompt_length + steps * self.row_captions + own
-        self.slots.window = self.prompt_length + most_steps * self.row_captions
+        own = torch.arange(self.captions, device=tokens.device)
+        self.slots.next = self.prompt_length + steps * self.captions + own
+        self.slots.window = self.prompt_length + most_steps * self.captions
         self.visible.scatter_(-1, self.slots.next[..., None], True)
         self.steps += 1
         mask = self.visible[:, None, :, : self.slots.window]
@@ -113,29 +110,23 @@ class StepDecoder:
 
     def keep(self, images: Tensor) -> None:
         """Go on with these images alone."""
-        rows = self._rows(images)
         for layer in self.cache.self_attention_cache.layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+            layer.keys, layer.values = layer.keys[images], layer.values[images]
         self.cache.cross_attention_cache.batch_select_indices(images)
         self.encoder_hidden_states = self.encoder_hidden_states[images]
-        self.visible, self.steps = self.visible[rows], self.steps[rows]
+        self.visible, self.steps = self.visible[images], self.steps[images]
 
     def put(self, images: Tensor | slice, other: "StepDecoder", others: Tensor | slice) -> None:
         """Let the images `others` of `other`, which has started, take the places of these images."""
-        rows, from_rows, prompt = self._rows(images), other._rows(others), slice(self.prompt_length)
+        prompt = slice(self.prompt_length)
         mine, its = self.cache.self_attention_cache.layers, other.cache.self_attention_cache.layers
         for layer, source in zip(mine, its, strict=True):
-            layer.keys[rows, prompt] = source.keys[from_rows, prompt]
-            layer.values[rows, prompt] = source.values[from_rows, prompt]
+            layer.keys[images, prompt] = source.keys[others, prompt]
+            layer.values[images, prompt] = source.values[others, prompt]
         mine, its = self.cache.cross_attention_cache.layers, other.cache.cross_attention_cache.layers
         for layer, source in zip(mine, its, strict=True):
             layer.keys[images], layer.values[images] = source.keys[others], source.values[others]
-        self.visible[rows], self.steps[rows] = other.visible[from_rows], other.steps[from_rows]
-
-    def _rows(self, images: Tensor | slice) -> Tensor | slice:
-        if isinstance(images, slice):
-            return slice(images.start * self.rows_each, images.stop * self.rows_each)
-        return (images[:, None] * self.rows_each + torch.arange(self.rows_each, device=images.device)).flatten()
+        self.visible[images], self.steps[images] = other.visible[others], other.steps[others]
 
     def _logits(self, tokens: Tensor, mask: Tensor | None = None, position: Tensor | None = None) -> Tensor:
         hidden_states = self.model.decoder(tokens, self.encoder_hidden_states, mask, self.cache, position)

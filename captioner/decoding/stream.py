@@ -45,17 +45,21 @@ class Hypothesis:
 
 @torch.inference_mode()
 def generate(
-    model: PreTrainedModel, encoder_inputs: Mapping[str, Any], options: GenerationOptions
+    model: PreTrainedModel,
+    encoder_inputs: Mapping[str, Any],
+    options: GenerationOptions,
+    uniforms: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
     """Caption a batch of images.
 
     Args:
         model: a `CaptionerForConditionalGeneration` in evaluation mode.
         encoder_inputs: `pixel_values` [B, 3, H, W], or `trunk_features` [B, P, C], or `encoder_outputs`.
+        uniforms: with `do_sample`, numbers in [0, 1) to draw by, [B, num_return_sequences, max_new_tokens] or longer.
 
     Returns:
-        For each of the B images its `num_return_sequences` hypotheses, best first; fewer where forced words leave
-        fewer.
+        For each of the B images its `num_return_sequences` hypotheses, best first (with `uniforms` in their order);
+        fewer where forced words leave fewer.
 
     Raises:
         CaptionerError: `min_new_tokens`, the prefix or the forced words are more than the model can hold; it has no
@@ -65,7 +69,7 @@ def generate(
     outputs = (
         encoder_inputs["encoder_outputs"] if "encoder_outputs" in encoder_inputs else model.encoder(**encoder_inputs)
     )
-    return stream.add(outputs[0]) + stream.finish()
+    return stream.add(outputs[0], uniforms) + stream.finish()
 
 
 class GenerationStream:
@@ -103,15 +107,17 @@ class GenerationStream:
         self.added = self.given = 0
 
     @torch.inference_mode()
-    def add(self, inputs: Tensor) -> list[list[Hypothesis]]:
+    def add(self, inputs: Tensor, uniforms: Tensor | None = None) -> list[list[Hypothesis]]:
         """Take in a batch, and go on until all of it has a place: as many as the first batch has images.
+
+        `uniforms` are as in `generate`, for every batch or for none.
 
         Returns:
             The hypotheses, best first, of each image whose turn has come.
         """
         numbers = range(self.added, self.added + len(inputs))
         self.added = numbers.stop
-        waiting = self._begin(inputs)
+        waiting = self._begin(inputs, uniforms)
         waiting.seat(numbers)
         if self.decoding is None:
             self.decoding = waiting
@@ -126,10 +132,10 @@ class GenerationStream:
         self.decoding.run_ahead()
         return self._in_turn()
 
-    def _begin(self, inputs: Tensor) -> "_Decoding":
+    def _begin(self, inputs: Tensor, uniforms: Tensor | None) -> "_Decoding":
         """The images' first tokens. Where what follows is to be captured, or was, `decoding` is of a batch before."""
         if self.captures is None:
-            begun = self.plan.begin(inputs)
+            begun = self.plan.begin(inputs, uniforms)
         else:
             rows = rounded_up(len(inputs))
             shape = self.plan.options, rows, inputs.shape[1:], inputs.dtype
@@ -143,7 +149,7 @@ class GenerationStream:
                     self.calls[key] = self.captures.take(key) or CapturedCall(self.plan.begin, inputs, rows)
                 begun = self.calls[key](inputs)
             else:
-                begun = self.plan.begin(inputs)
+                begun = self.plan.begin(inputs, uniforms)
         self.image_tokens = begun.image_tokens
         return begun
 
@@ -208,8 +214,8 @@ class _Plan:
         """Whether it takes no random numbers of torch's, whose order a capture's first call would change."""
         return not self.options.do_sample or self.options.seed is not None
 
-    def begin(self, inputs: Tensor) -> "_Decoding":
-        return _Decoding(self, inputs if self.encode is None else self.encode(inputs))
+    def begin(self, inputs: Tensor, uniforms: Tensor | None = None) -> "_Decoding":
+        return _Decoding(self, inputs if self.encode is None else self.encode(inputs), uniforms)
 
 
 class _Decoding:
@@ -220,16 +226,16 @@ class _Decoding:
         images: by place, the number of the image there; a place that is not among them is free.
     """
 
-    def __init__(self, plan: _Plan, image_tokens: Tensor) -> None:
+    def __init__(self, plan: _Plan, image_tokens: Tensor, uniforms: Tensor | None) -> None:
         """Start with these images: their captions have the first new token. It does nothing that cannot be captured."""
         options, prompt = plan.options, plan.prompt
         self.plan = plan
         self.image_tokens = image_tokens
         self.device = image_tokens.device
-        self.decoder = StepDecoder(plan.model, image_tokens, options.num_captions, options.num_beams != 1, plan.longest)
+        self.decoder = StepDecoder(plan.model, image_tokens, options.num_captions, plan.longest)
         logits = self.decoder.start(prompt)
         prefix = prompt[1:].expand(len(logits), -1)[..., None]
-        self.captions = plan.search.of(logits[:, :-1].log_softmax(-1).gather(-1, prefix)[..., 0])
+        self.captions = plan.search.of(logits[:, :-1].log_softmax(-1).gather(-1, prefix)[..., 0], uniforms)
         self.captions.advance(logits[:, -1:].expand(-1, options.num_captions, -1), 1)
         self.is_to_capture = False
         self.captured: CapturedStep | None = None
@@ -284,7 +290,8 @@ class _Decoding:
         if not places:
             return []
         written = self.captions.written(torch.tensor(places, device=self.device))
-        return [_Finished([self.images.pop(place) for place in places], written)]
+        keeps_order = self.captions.uniforms is not None
+        return [_Finished([self.images.pop(place) for place in places], written, keeps_order)]
 
     def refill(self, waiting: "_Decoding") -> None:
         """Move images that wait to the places that are free."""
@@ -325,8 +332,9 @@ def _advance(decoder: StepDecoder, captions: Captions, oldest: int) -> None:
 class _Finished:
     """Images that are done, by number, and their captions on the way to the host."""
 
-    def __init__(self, numbers: list[int], written: tuple[Tensor, Tensor, Tensor]) -> None:
+    def __init__(self, numbers: list[int], written: tuple[Tensor, Tensor, Tensor], keeps_order: bool) -> None:
         self.numbers = numbers
+        self.keeps_order = keeps_order
         self.arrived: torch.cuda.Event | None = None
         on_cuda = written[0].is_cuda
         self.written = [tensor.to("cpu", non_blocking=on_cuda) for tensor in written]
@@ -345,7 +353,7 @@ class _Finished:
         ]
         if not all(groups):
             raise CaptionerError("found no caption that keeps all the rules: forced, banned and repeated words")
-        if plan.options.do_sample:  # beams arrive ranked, draws do not
+        if plan.options.do_sample and not self.keeps_order:  # beams arrive ranked, draws do not
             groups = [sorted(group, key=lambda hypothesis: -hypothesis.mean_log_prob) for group in groups]
         return dict(zip(self.numbers, groups, strict=True))
 

@@ -39,7 +39,7 @@ from captioner.train.initialization import build_captioner
 from captioner.train.launch import join_launch, obey_launcher
 from captioner.train.phases import apply_phase, build_optimizer, set_modes, set_rates
 from captioner.train.rewards import SelfCritic
-from captioner.train.task import JointModel, Losses, Objectives
+from captioner.train.task import CaptioningTask, Losses
 from captioner.train.teacher import Teacher, load_classifier
 from captioner.train.training_data import TrainingData
 from captioner.train.validation import validate
@@ -103,11 +103,12 @@ class Trainer:
         if self.accelerator.device.type == "cuda":  # beside bf16 or fp16 the rest need not be more exact than TF32
             exact = self.accelerator.mixed_precision == "no"
             torch.set_float32_matmul_precision("highest" if exact else "high")
-        self.joint = JointModel(self.model, config.optimization.compile)
         self.whole = fsdp.WholeModel(self.accelerator, self.model)
-        self.objectives = Objectives(self.whole, self._build_critic(), self._build_teacher(teacher), config.tags)
+        self.task = CaptioningTask(
+            self.whole, config.tags, self._build_critic(), self._build_teacher(teacher), config.optimization.compile
+        )
         optimizer = build_optimizer(self.model, config.optimization)
-        self.optimizer = fsdp.prepare_optimizer(self.accelerator, self.joint, optimizer)
+        self.optimizer = fsdp.prepare_optimizer(self.accelerator, self.task, optimizer)
         decay = config.optimization.ema_decay
         self.average = WeightAverage(self.model, decay) if decay else None
         self.exact = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
@@ -174,11 +175,11 @@ class Trainer:
 
     def enter(self, phase: PhaseConfig) -> tuple[nn.Module, CaptionDataset | TextDataset, CaptionDataset]:
         """Begin a phase: the model as prepared for it, the images it learns from, and those it is validated on."""
-        self.accelerator.unwrap_model(self.joint, keep_fp32_wrapper=False)
+        self.accelerator.unwrap_model(self.task, keep_fp32_wrapper=False)
         apply_phase(self.model, phase)
         if self.average is not None:
             self.average.settle()  # so that cached features are those of the averaged weights too
-        model = self.accelerator.prepare_model(self.joint)
+        model = self.accelerator.prepare_model(self.task)
         train_set, validation_set = self._datasets(phase)
         self.micro_batch = self._fit_micro_batch(model, train_set, phase)
         return model, train_set, validation_set
@@ -268,7 +269,7 @@ class Trainer:
         """
         names, step = list(phase.objectives), self.progress.global_step
         batches = [part for batch in batches for part in self._passes(batch, phase)]
-        counted = [self.objectives.item_counts(batch, phase) for batch in batches]
+        counted = [self.task.item_counts(batch, phase) for batch in batches]
         items = [sum(counts[name] for counts in counted) for name in [*names, "captioning"]]
         *totals, tokens = self._sum_over_processes(self._numbers(items)).unbind()
         counts = {name: count.clamp(min=1) for name, count in zip(names, totals, strict=True)}
@@ -322,7 +323,7 @@ class Trainer:
         gather: bool = True,
     ) -> tuple[Losses, Losses]:
         with self.accelerator.autocast():
-            losses, logged = self.objectives.summed_losses(model, batch, phase, step, gather)
+            losses, logged = model(batch, phase, step, gather)
         loss = sum(weights[name] * losses[name] for name in phase.objectives)
         # Gradients are averaged over processes; times their number that is the mean over all items.
         self.accelerator.backward(loss * self.accelerator.num_processes)
@@ -331,7 +332,7 @@ class Trainer:
     def _clip_gradients(self) -> dict[str, Tensor]:
         """Clip the gradient; gives its norm before, and that of each part."""
         limit = self.config.optimization.max_grad_norm
-        total = fsdp.whole(self.accelerator.clip_grad_norm_(self.joint.parameters(), limit)).to(self.exact)
+        total = fsdp.whole(self.accelerator.clip_grad_norm_(self.task.parameters(), limit)).to(self.exact)
         gradients: defaultdict[str, list[Tensor]] = defaultdict(list)
         for group in self.optimizer.param_groups:
             gradients[group["place"].part] += [p.grad for p in group["params"] if p.grad is not None]

@@ -41,9 +41,8 @@ def test_layers_in_bf16_are_packed_where_the_processor_takes_them_and_in_fp16_ne
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_packed_layers_that_are_rounded_to_a_type_that_is_not_packed_compute_on(layers, monkeypatch, dtype):
-    monkeypatch.setattr(
-        packed_linears, "multiplies_bf16", lambda: False
-    )  # as on AVX2, where oneDNN refuses to pack bf16
+    # as on AVX2, where oneDNN refuses to pack bf16
+    monkeypatch.setattr(packed_linears, "multiplies_bf16", lambda: False)
     inputs = torch.randn(3, 5, 24)
     expected = layers(inputs)
     pack_linears(layers)
@@ -73,3 +72,14 @@ def test_packed_layers_learn_and_can_be_copied(layers):
     assert layers[0].weight.grad is not None and layers[0].weight.grad.abs().sum() > 0
     with torch.no_grad():
         torch.testing.assert_close(copy.deepcopy(layers)(inputs), expected)
+
+
+def test_packed_layers_compute_in_the_type_of_converted_weights(layers):
+    pack_linears(layers)
+    inputs = torch.randn(3, 24)
+    expected = layers(inputs).detach()
+    rounded = copy.deepcopy(layers).to(torch.bfloat16)
+    with torch.inference_mode():
+        found = rounded(inputs.to(torch.bfloat16))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0)

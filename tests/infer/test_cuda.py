@@ -201,7 +201,7 @@ def test_encoder_and_decoder_step_compile(on_cuda: CaptionerForConditionalGenera
         tokens, parents = torch.full((5, 2), 7, device=DEVICE), torch.arange(2, device=DEVICE).repeat(5, 1)
         logits = []
         for compiled in (False, True):
-            decoder = StepDecoder(on_cuda, features[:5], 2, True, longest=8)
+            decoder = StepDecoder(on_cuda, features[:5], 2, longest=8)
             decoder.start(torch.tensor([on_cuda.config.decoder_start_token_id], device=DEVICE))
             step = torch.compile(decoder.step) if compiled else decoder.step
             logits.append(torch.stack([step(tokens, parents, 8) for _ in range(3)]))

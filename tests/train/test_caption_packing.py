@@ -6,7 +6,7 @@ import torch
 from captioner.config import RunConfig
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
 from captioner.train.caption_packing import pack_captions
-from captioner.train.task import JointModel
+from captioner.train.task import packed_logits
 from captioner.train.trainer import Trainer
 
 LENGTHS = {"captioning": [[3, 1, 5], [0, 0, 0], [2, 4, 0]], "reward": [[7, 2], [1, 6], [0, 0]]}
@@ -28,7 +28,7 @@ def test_captions_packed_in_a_row_are_read_as_each_by_itself(model: CaptionerFor
     images = torch.rand(3, 3, 32, 32)
     packed = pack_captions(labels, model.prepare_decoder_input_ids_from_labels)
     assert packed.input_ids.shape == (3, 3 + 1 + 5 + 7 + 2), "the longest row, and no padding between its captions"
-    found = JointModel(model)({"pixel_values": images}, lambda _: (packed, None), None, set())["logits"]
+    found = packed_logits(model.decoder, model.lm_head, packed, model.encoder(images).last_hidden_state)
     for name, captions in labels.items():
         alone = model(pixel_values=images, labels=captions.flatten(0, 1)).logits.view(*captions.shape, -1)
         torch.testing.assert_close(found[name], alone[captions != IGNORE_INDEX], atol=1e-5, rtol=1e-4)
@@ -37,5 +37,7 @@ def test_captions_packed_in_a_row_are_read_as_each_by_itself(model: CaptionerFor
 def test_images_without_any_caption_give_no_logits(model: CaptionerForConditionalGeneration) -> None:
     labels = torch.full((2, 3, 1), IGNORE_INDEX)
     packed = pack_captions({"captioning": labels}, model.prepare_decoder_input_ids_from_labels)
-    outputs = JointModel(model)({"pixel_values": torch.rand(2, 3, 32, 32)}, lambda _: (packed, None), None, set())
-    assert outputs["logits"]["captioning"].shape == (0, model.config.vocab_size)
+    logits = packed_logits(
+        model.decoder, model.lm_head, packed, model.encoder(torch.rand(2, 3, 32, 32)).last_hidden_state
+    )
+    assert logits["captioning"].shape == (0, model.config.vocab_size)

@@ -215,7 +215,7 @@ def test_a_model_in_one_part_learns_as_a_whole_one(
     for name, value in parts.items():
         one_process.setenv(name, value)
     trainer = Trainer(recipe("optimization.ema_decay=0.9", f"output_dir={tmp_path / 'parts'}"), resume=False)
-    assert all(isinstance(parameter, DTensor) for parameter in trainer.joint.parameters())
+    assert all(isinstance(parameter, DTensor) for parameter in trainer.task.parameters())
     best = trainer.run()
     torch.distributed.destroy_process_group()
     for name in (*parts, "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):

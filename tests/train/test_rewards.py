@@ -73,21 +73,21 @@ def test_the_greedy_baseline_is_what_generate_writes(model: CaptionerForConditio
 
 def test_the_gradient_raises_what_did_better_than_the_others_to_the_end() -> None:
     """The end of sequence learns too."""
-    labels = torch.tensor([[[3, 2, IGNORE_INDEX], [4, 3, 2]]])
-    logits = torch.zeros(5, 5, requires_grad=True)  # of the labels that are not padding
-    policy_gradient_loss(logits, labels, torch.tensor([[1.0, -1.0]])).backward()
+    labels = [3, 2, 4, 3, 2]  # two captions
+    logits = torch.zeros(5, 5, requires_grad=True)
+    policy_gradient_loss(logits, torch.tensor(labels), torch.tensor([1.0, 1.0, -1.0, -1.0, -1.0])).backward()
     assert logits.grad is not None
-    chosen = logits.grad[range(5), [3, 2, 4, 3, 2]]
+    chosen = logits.grad[range(5), labels]
     assert (chosen[:2] < 0).all() and (chosen[2:] > 0).all()
 
 
 def test_a_caption_that_breaks_off_earns_less_than_one_that_ends(recipe: Recipe) -> None:
     trainer = Trainer(recipe("phases.0.objectives={reward: 1.0}"), resume=False)
-    assert trainer.objectives.critic is not None
+    assert trainer.task.critic is not None
     sample, tokenizer = trainer.data.train[0], trainer.processor.tokenizer
     whole = tokenizer(sample.captions[0]).input_ids
     labels = torch.tensor([[whole, [*whole[:-1], IGNORE_INDEX], [*whole[:-2], whole[-1], IGNORE_INDEX]]])
-    ended, cut, shorter = trainer.objectives.critic.reward([sample.id], labels)[0].tolist()
+    ended, cut, shorter = trainer.task.critic.reward([sample.id], labels)[0].tolist()
     assert ended == pytest.approx(10, abs=1e-4)
     assert ended > cut and ended > shorter
 
@@ -95,7 +95,7 @@ def test_a_caption_that_breaks_off_earns_less_than_one_that_ends(recipe: Recipe)
 def test_the_advantage_is_the_reward_above_the_other_captions_or_the_greedy_one(recipe: Recipe) -> None:
     trainer = Trainer(recipe("phases.0.objectives={reward: 1.0}"), resume=False)
     train_set, _ = trainer._datasets(trainer.config.phases[0])
-    batch, critic = collate([train_set[index] for index in range(3)], 1), trainer.objectives.critic
+    batch, critic = collate([train_set[index] for index in range(3)], 1), trainer.task.critic
     batch.labels[1] = IGNORE_INDEX  # an image without captions has nothing to be judged by
     assert critic is not None
     model = trainer.model.eval()
@@ -117,7 +117,7 @@ def test_a_step_encodes_its_photos_once_draws_without_the_decoders_dropout_and_l
     encoded, modes = [], []
     trainer.model.encoder.register_forward_hook(lambda *_: encoded.append(1))
     trainer.model.decoder.register_forward_hook(lambda decoder, *_: modes.append(decoder.training))
-    trainer.objectives.summed_losses(joint, batch, phase, step=0)
+    joint(batch, phase, 0)
     *drawing, learning = modes
     assert len(encoded) == 1 and drawing and not any(drawing) and learning
     assert all(module.training for module in trainer.model.decoder.modules())

@@ -96,8 +96,8 @@ def test_images_that_nobody_labelled_change_no_loss_but_the_teachers(recipe: Rec
 
     def losses(batch: Batch) -> tuple[dict[str, float], dict[str, int]]:
         with torch.no_grad():
-            found, _ = trainer.objectives.summed_losses(joint, batch, only, step=0)
-        return {name: loss.item() for name, loss in found.items()}, trainer.objectives.item_counts(batch, only)
+            found, _ = joint(batch, only, 0)
+        return {name: loss.item() for name, loss in found.items()}, trainer.task.item_counts(batch, only)
 
     alone, counts = losses(collate(items, 1))
     mixed, mixed_counts = losses(collate([*items, *unlabelled], 1))

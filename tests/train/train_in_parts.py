@@ -57,8 +57,8 @@ def main(recipe: str, reshard: str, breaks_at: str) -> None:
     Accelerator.end_training = Accelerator.wait_for_everyone  # the processes stay together for the next training
     config = load_config(recipe)
     watched = WatchedTrainer(config, resume=False)
-    layers = sum(isinstance(module, FSDPModule) for module in watched.joint.modules())
-    assert layers == 1 + 2 + 2 and all(isinstance(part, DTensor) for part in watched.joint.parameters())
+    layers = sum(isinstance(module, FSDPModule) for module in watched.task.modules())
+    assert layers == 1 + 2 + 2 and all(isinstance(part, DTensor) for part in watched.task.parameters())
     watched.moved = []
     watched.run()
     if watched.accelerator.is_main_process:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from captioner.config import load_config
-from captioner.train.task import Objectives
+from captioner.train.task import CaptioningTask
 from captioner.train.trainer import Trainer
 
 
@@ -16,17 +16,17 @@ def main(recipe: str) -> None:
     phase = trainer.config.schedule()[0].phase
     model, train_set, _ = trainer.enter(phase)
     batch = next(trainer._loader(train_set, [[(0, index) for index in range(8)]]))
-    summed_losses = Objectives.summed_losses
+    forward = CaptioningTask.forward
 
-    def short_of_memory(self: Objectives, joint: Any, batch: Any, *arguments: Any) -> Any:
+    def short_of_memory(self: CaptioningTask, batch: Any, *arguments: Any) -> Any:
         if rank == 0 and len(batch.ids) > 4:
             raise torch.OutOfMemoryError
-        return summed_losses(self, joint, batch, *arguments)
+        return forward(self, batch, *arguments)
 
-    Objectives.summed_losses = short_of_memory  # type: ignore[method-assign]
+    CaptioningTask.forward = short_of_memory  # type: ignore[method-assign]
     assert not trainer._fits(model, batch, phase), "on process 0"
     assert trainer._fits(model, batch.split(4)[0], phase)
-    Objectives.summed_losses = summed_losses  # type: ignore[method-assign]
+    CaptioningTask.forward = forward  # type: ignore[method-assign]
     for micro_batches in ((2, 8), (8, 3), (1, 1)):
         trainer.micro_batch = micro_batches[rank]
         share = batch.split(5 - rank)[0]
