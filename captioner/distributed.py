@@ -36,13 +36,13 @@ class Process:
         after the other changes nobody's share."""
         return zlib.crc32(os.fsencode(image)) % self.count == self.rank
 
-    def meet(self) -> None:
-        """Wait until every process of the launch has come as far.
+    def barrier(self) -> None:
+        """Wait until every process of the launch gets here.
 
-        The connections between them, open from the first meeting on, tell of one that has ended.
+        The first call connects the processes; a broken connection shows that one has ended.
 
         Raises:
-            CaptionerError: a process does not come any more, or cannot be reached.
+            CaptionerError: a process has ended or cannot be reached.
         """
         if self.count == 1:
             return
@@ -55,7 +55,7 @@ class Process:
             distributed.barrier()
         except (RuntimeError, ValueError) as error:  # what torch and gloo raise for a lost peer, or one never found
             reason = str(error).splitlines()[0]
-            raise CaptionerError(f"process {self.rank} of {self.count} cannot meet the others: {reason}") from error
+            raise CaptionerError(f"process {self.rank} of {self.count} cannot reach the others: {reason}") from error
 
 
 def this_process() -> Process:

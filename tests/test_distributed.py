@@ -53,11 +53,11 @@ from captioner.errors import CaptionerError
 from captioner.distributed import this_process
 
 process = this_process()
-process.meet()
+process.barrier()
 if process.rank == 1:
     os._exit(9)
 try:
-    process.meet()
+    process.barrier()
 except CaptionerError as error:
     print(error)
 """
@@ -74,7 +74,7 @@ def test_a_process_that_ends_early_is_noticed_by_those_that_wait_for_it() -> Non
         )
         for rank in "10"
     )
-    assert first.communicate(timeout=60)[0].startswith("process 0 of 2 cannot meet the others: ")
+    assert first.communicate(timeout=60)[0].startswith("process 0 of 2 cannot reach the others: ")
     assert second.wait(60) == 9
 
 

@@ -75,7 +75,7 @@ def annotate(
     Raises:
         CaptionerError: another process has ended before its share was captioned; `sink` cannot be written to.
     """
-    process.meet()  # by now all have read what an earlier run left
+    process.barrier()  # by now all have read what an earlier run left
     try:
         with progress_bar(sink.is_terminal) as progress:
             task = progress.add_task("captioning", total=total)
@@ -89,7 +89,7 @@ def annotate(
                 progress.advance(task)
     finally:
         sink.close()
-    process.meet()
+    process.barrier()
     return sink.finish(images) if process.rank == 0 else None
 
 

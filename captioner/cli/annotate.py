@@ -120,7 +120,7 @@ def annotate(
     if precision == "auto" and output and is_file:
         precision = precision_left(output, inputs) or precision  # a resumed run keeps its precision
     captioner = load_captioner(model, device, precision)
-    options = captioner.options(**given, **captioner.spelled(prefix, banned_word or (), forced_word or ()))
+    options = captioner.options(**given, **captioner.word_options(prefix, banned_word or (), forced_word or ()))
     if len(is_mine) >= WORTH_TUNING:
         captioner.tune(options, batch_size)
         if process.rank == 0 and (output or sys.stderr.isatty()):

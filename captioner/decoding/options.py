@@ -114,20 +114,20 @@ class GenerationOptions:
         assert self.num_beams is not None
         return max(self.num_beams, self.num_return_sequences)
 
-    def room(self, longest: int, vocab_size: int, end: int) -> int:
-        """The most new tokens of a caption, by a model of this vocabulary that writes at most `longest` tokens.
+    def max_steps(self, longest: int, vocab_size: int, end: int) -> int:
+        """Return the most new tokens of a caption; the model has this vocabulary and writes at most `longest` tokens.
 
         Raises:
             CaptionerError: `min_new_tokens` or the prefix are more than it can hold; it has no such token.
         """
-        room = min(self.max_new_tokens, longest - len(self.prefix_ids))
-        if room < 1:
+        steps = min(self.max_new_tokens, longest - len(self.prefix_ids))
+        if steps < 1:
             raise CaptionerError(
                 f"a prefix of {len(self.prefix_ids)} tokens leaves no room for a caption: "
                 f"this model writes at most {longest} tokens"
             )
-        if self.min_new_tokens > room:
-            raise CaptionerError(f"min_new_tokens is {self.min_new_tokens}; this model writes at most {room} tokens")
+        if self.min_new_tokens > steps:
+            raise CaptionerError(f"min_new_tokens is {self.min_new_tokens}; this model writes at most {steps} tokens")
         for ids in (self.prefix_ids, *self.banned_ids, *self.force_words_ids):
             if not all(0 <= token < vocab_size for token in ids):
                 raise CaptionerError(f"tokens {ids}: this model has those from 0 to {vocab_size - 1}")
@@ -135,7 +135,7 @@ class GenerationOptions:
         for name, ids in given:
             if end in ids:
                 raise CaptionerError(f"{name} {ids} hold the end of sequence, {end}")
-        return room
+        return steps
 
     def _token_ids(self, name: str, ids: Any) -> tuple[int, ...]:
         tokens = tuple(ids) if _is_list(ids) else (None,)
@@ -152,17 +152,17 @@ def _is_list(value: object) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
 
 
-def spelled(
+def word_options(
     token_ids: Callable[[str], tuple[int, ...]],
     start: int,
     prefix: str,
     banned_words: str | Iterable[str],
     forced_words: str | Iterable[str],
 ) -> dict[str, Any]:
-    """The options that these words make. One string is one word, or one phrase.
+    """Turn words into fields of `GenerationOptions`. A string is one word or one phrase.
 
-    A byte-level tokenizer such as GPT-2's spells a word otherwise after a space than at the start of a caption, where
-    `start` is the token before it. A banned word is banned in both places. A forced word comes after a space.
+    A byte-level tokenizer such as GPT-2's gives a word other tokens after a space than at the start of a caption, after
+    the token `start`. A banned word is banned in both places. A forced word comes after a space.
 
     Raises:
         CaptionerError: the prefix or a word is not text, or a word is blank.

@@ -196,7 +196,7 @@ class _Plan:
         self.model = model
         self.options = options
         self.encode = encode
-        self.longest = options.room(config.max_position_embeddings, config.vocab_size, config.eos_token_id)
+        self.longest = options.max_steps(config.max_position_embeddings, config.vocab_size, config.eos_token_id)
         _check_forced(options, self.longest)
         self.prompt = torch.tensor([config.decoder_start_token_id, *options.prefix_ids], device=model.device)
         self.search = self._search(config.eos_token_id, config.vocab_size)

@@ -104,7 +104,7 @@ def compare(model: CaptionerForConditionalGeneration, exported: ExportedCaptione
     decoder = DecoderSteps(exported.decoder, states)
     token_ids, rows = np.full((batch_size, 1), exported.start), np.arange(batch_size)[:, None]
     steps = []
-    for _ in range(exported.room(options_with(exported.defaults, {}))):
+    for _ in range(exported.max_steps(options_with(exported.defaults, {}))):
         steps.append(decoder.logits(token_ids[:, -1:], rows)[:, 0])
         token_ids = np.concatenate([token_ids, steps[-1].argmax(-1)[:, None]], axis=1)
     logits = np.stack(steps, axis=1)

@@ -12,7 +12,7 @@ import numpy as np
 
 from captioner.data.images import ImageInput
 from captioner.decoding.defaults import options_with
-from captioner.decoding.options import GenerationOptions, spelled
+from captioner.decoding.options import GenerationOptions, word_options
 from captioner.hub.find import find_model
 from captioner.infer.caption import Caption, as_several, pixel_batches
 from captioner.infer.export_format import is_export
@@ -117,25 +117,25 @@ class Captioner(ABC):
             words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
             return self([cast(ImageInput, images)], batch_size=batch_size, **words, **options)[0]
         batches = pixel_batches(several, self.preprocessing, self.batch_size if batch_size is None else batch_size)
-        stream = self.stream(self.options(**options | self.spelled(prefix, banned_words, forced_words)))
+        stream = self.stream(self.options(**options | self.word_options(prefix, banned_words, forced_words)))
         captions: list[Caption] = []
         for pixel_values in batches:
             captions += stream.add(pixel_values)
         return captions + stream.finish()
 
     def options(self, **given: Any) -> GenerationOptions:
-        """These, and for the rest the model's own defaults.
+        """Complete these with the model's own defaults.
 
         Raises:
             CaptionerError: an option is unknown or out of range.
         """
         return options_with(self.defaults, given)
 
-    def spelled(
+    def word_options(
         self, prefix: str, banned_words: str | Iterable[str], forced_words: str | Iterable[str]
     ) -> dict[str, Any]:
-        """The fields of `GenerationOptions` that these make, as `__call__` describes them."""
-        return spelled(self._token_ids, self._start, prefix, banned_words, forced_words)
+        """Turn the words that `__call__` takes into fields of `GenerationOptions`."""
+        return word_options(self._token_ids, self._start, prefix, banned_words, forced_words)
 
     @abstractmethod
     def tune(self, options: GenerationOptions, batch_size: int | None = None) -> None:

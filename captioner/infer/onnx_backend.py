@@ -17,7 +17,7 @@ from onnxruntime import OrtValue
 from captioner.data.images import ImageInput
 from captioner.decoding.defaults import options_with
 from captioner.decoding.numpy_search import Hypothesis, search
-from captioner.decoding.options import GenerationOptions, spelled
+from captioner.decoding.options import GenerationOptions, word_options
 from captioner.errors import CaptionerError
 from captioner.infer.caption import Caption, Tag, Token, as_several, likely_tags, pixel_batches
 from captioner.infer.export_format import FORMAT_VERSION, MODEL_TYPE
@@ -79,7 +79,7 @@ class ExportedCaptioner:
             for token in (self.start, self.end):
                 if token not in range(self.decoder.vocab_size):
                     raise ValueError(f"token {token!r}; decoder.onnx has those from 0 to {self.decoder.vocab_size - 1}")
-            self.room(options_with(self.defaults, {}))
+            self.max_steps(options_with(self.defaults, {}))
 
     @overload
     def __call__(self, images: ImageInput, *, batch_size: int = ..., **options: Any) -> Caption: ...
@@ -115,13 +115,13 @@ class ExportedCaptioner:
             words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
             return self([cast(ImageInput, images)], batch_size=batch_size, **words, **options)[0]
         batches = pixel_batches(several, self.preprocessing, batch_size)
-        given = options | spelled(self.token_ids, self.start, prefix, banned_words, forced_words)
+        given = options | word_options(self.token_ids, self.start, prefix, banned_words, forced_words)
         chosen = options_with(self.defaults, given)
-        self.room(chosen)
+        self.max_steps(chosen)
         return [caption for pixel_values in batches for caption in self.caption(pixel_values, chosen)]
 
-    def room(self, options: GenerationOptions) -> int:
-        """The most new tokens of a caption.
+    def max_steps(self, options: GenerationOptions) -> int:
+        """Return the most new tokens of a caption.
 
         Raises:
             CaptionerError: this model cannot do what the options ask for.
@@ -129,11 +129,11 @@ class ExportedCaptioner:
         if options.force_words_ids or options.num_beam_groups > 1:
             name = "forced words" if options.force_words_ids else "num_beam_groups"
             raise CaptionerError(f"an exported model has no {name}; the model it was made from has")
-        return options.room(self.longest, self.decoder.vocab_size, self.end)
+        return options.max_steps(self.longest, self.decoder.vocab_size, self.end)
 
     def caption(self, pixel_values: np.ndarray, options: GenerationOptions) -> list[Caption]:
         """Caption a batch of preprocessed images, float32 [B, 3, height, width]."""
-        self.room(options)
+        self.max_steps(options)
         if len(pixel_values) == 0:
             return []
         return self.decode([self.encode(pixel_values)], options)
@@ -145,7 +145,7 @@ class ExportedCaptioner:
         states = {name: _joined([images.states[name] for images in encoded]) for name in names}
         tag_logits = np.concatenate([images.tag_logits for images in encoded])
         decoder = DecoderSteps(self.decoder, states)
-        found = search(decoder, len(tag_logits), options, self.room(options), self.start, self.end)
+        found = search(decoder, len(tag_logits), options, self.max_steps(options), self.start, self.end)
         tags = [likely_tags(row, self.tags, self.problem_type) for row in tag_logits]
         return [self._caption(group, seen) for group, seen in zip(found, tags, strict=True)]
 

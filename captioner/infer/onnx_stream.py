@@ -77,7 +77,7 @@ class OnnxCaptionStream:
     One image has all threads as long as no other is in the making."""
 
     def __init__(self, captioner: OnnxCaptioner, options: GenerationOptions) -> None:
-        captioner.exported.room(options)  # what this model cannot do is said before the first batch
+        captioner.exported.max_steps(options)  # what this model cannot do is said before the first batch
         self.captioner = captioner
         self.options = options
         self.pool = ThreadPoolExecutor(2)

@@ -222,7 +222,7 @@ def test_text_that_spells_a_special_token_stays_text(checkpoint, tmp_path, is_ma
 def test_banned_and_forced_words_are_spelled_as_in_the_middle_of_a_caption(converted):
     """GPT-2 has a token for " dogs" and others for "dogs"."""
     captioner = Captioner.from_pretrained(converted["vit"], device="cpu")
-    words = captioner.spelled(" two dogs ", ["dogs", " play  in "], "dogs")
+    words = captioner.word_options(" two dogs ", ["dogs", " play  in "], "dogs")
     (within,), (alone,) = (encode_texts(captioner.processor.tokenizer, [text]) for text in (" dogs", "dogs"))
     start = captioner.model.config.decoder_start_token_id
     assert within != alone

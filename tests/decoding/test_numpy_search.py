@@ -72,7 +72,7 @@ def searched(
     runtime: ExportedCaptioner, pixel_values: np.ndarray, options: GenerationOptions
 ) -> list[list[Hypothesis]]:
     """The export's captions in the torch engine's form."""
-    decoder, longest = DecoderSteps(runtime.decoder, runtime.encode(pixel_values)[0]), runtime.room(options)
+    decoder, longest = DecoderSteps(runtime.decoder, runtime.encode(pixel_values)[0]), runtime.max_steps(options)
     groups = search(decoder, len(pixel_values), options, longest, runtime.start, runtime.end)
     return [
         [

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from captioner.decoding.options import GenerationOptions, spelled
+from captioner.decoding.options import GenerationOptions, word_options
 from captioner.errors import CaptionerError
 
 
@@ -36,14 +36,14 @@ def letters(text: str) -> tuple[int, ...]:
 
 
 def test_one_string_is_one_word():
-    words = spelled(letters, 0, "a man", "man", "old man")
-    assert words == spelled(letters, 0, " a  man ", ["man"], (word for word in [" old  man"]))
+    words = word_options(letters, 0, "a man", "man", "old man")
+    assert words == word_options(letters, 0, " a  man ", ["man"], (word for word in [" old  man"]))
     assert words == {
         "prefix_ids": letters("a man"),
         "banned_ids": (letters("man"),),
         "force_words_ids": (letters("old man"),),
     }
-    assert spelled(letters, 0, "  ", (), []) == {}
+    assert word_options(letters, 0, "  ", (), []) == {}
 
 
 @pytest.mark.parametrize(
@@ -59,4 +59,4 @@ def test_one_string_is_one_word():
 )
 def test_what_is_no_word_is_refused(words, message):
     with pytest.raises(CaptionerError, match=message):
-        spelled(letters, 0, *words)
+        word_options(letters, 0, *words)
