@@ -131,6 +131,43 @@ def new_folder(output: Path) -> Iterator[Path]:
         sync_path(output.parent)
 
 
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `folder` when all is written; the one before stays until then.
+
+    A crash between the two renames leaves the one before under another name: see `recover_folder`.
+
+    Raises:
+        CaptionerError: it cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    partial, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+    with reporting(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+        except SafetensorError as error:  # what weights raise in place of an OSError
+            raise CaptionerError(f"{folder}: cannot be written: {error}") from error
+        for file in partial.rglob("*"):
+            sync_path(file)
+        sync_path(partial)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        sync_path(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Put the folder before back, if a crash fell between the two renames of `replaced_folder`."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def sync(file: TextIO) -> None:
     """Wait until what was written is on disk, where a crash of the machine does not reach it."""
     file.flush()

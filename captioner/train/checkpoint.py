@@ -1,12 +1,10 @@
 """Checkpoints: a model folder as transformers writes it, and beside it all that a resumed training needs.
 
-Everything is safetensors and JSON: reading a checkpoint never runs code. A folder is written aside and
-swapped in by renaming, so that a kill at any moment leaves a whole checkpoint behind.
+Everything is safetensors and JSON: reading a checkpoint never runs code.
 """
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,27 +39,6 @@ class Progress:
     captions: dict[str, str] = field(default_factory=dict)
 
 
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder aside, then swap it in; the one before stays until the new one is whole."""
-    partial, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(folder: Path) -> bool:
-    """Put back the folder before, if a kill fell between the two renames; says whether there is a folder now."""
-    old = folder.with_name(folder.name + ".old")
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    return folder.exists()
-
-
 def training_tensors(optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> dict[str, Tensor]:
     """What optimizer and average hold, whole or in parts as the model is."""
     state = optimizer.state_dict()["state"]
@@ -85,8 +62,8 @@ def save_training_state(
     """Write all but the weights.
 
     `origin` is what of the recipe must not change (`resume_checks.origin`); `tensors` are the `training_tensors`,
-    whole, so that any number of processes can go on from them, and `random_states` [processes, bytes] of those that
-    dropout draws from.
+    whole, so that any number of processes can go on from them, and `random_states` [processes, bytes] of the
+    generators that dropout draws from.
     """
     save_file(tensors, folder / "training_state.safetensors")
     state = {"progress": asdict(progress), "origin": origin, "scaler": scaler.state_dict() if scaler else None}

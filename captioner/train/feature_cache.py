@@ -18,6 +18,7 @@ from captioner.data.batches import Batch, load_batches
 from captioner.data.dataset import CaptionDataset
 from captioner.data.sources.stored_images import ShardMember, StoredImage
 from captioner.errors import CaptionerError
+from captioner.files import sync_path
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 
@@ -52,7 +53,8 @@ def cache_features(
     precision, the preprocessing and the images, so a stale one is never read. `on_errors` decides what photos that
     cannot be read cost; those it lets pass are zeros in the store.
     """
-    (name,) = broadcast_object_list([_digest(model, dataset, accelerator) if accelerator.is_main_process else ""])
+    name = f"{trunk_digest(model, accelerator)}-{_images_key(dataset)}" if accelerator.is_main_process else ""
+    (name,) = broadcast_object_list([name])
     path = folder / f"{name}.npy"
     partial = path.with_suffix(".part")
     (found,) = broadcast_object_list([path.exists()])
@@ -60,7 +62,9 @@ def cache_features(
         _fill(model, dataset, partial, accelerator, batch_size, num_workers, on_errors)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            sync_path(partial)
             partial.replace(path)
+            sync_path(folder)
     accelerator.wait_for_everyone()
     return FeatureStore(path)
 
@@ -99,14 +103,29 @@ def _fill(
     tokens.flush()
 
 
-def _digest(model: CaptionerForConditionalGeneration, dataset: CaptionDataset, accelerator: Accelerator) -> str:
+def delete_unusable(folder: Path, trunk: str | None) -> None:
+    """Delete the stores that no later phase can read: those of another trunk than the one with this `trunk_digest`.
+
+    None stands for a trunk that is about to be trained: all stores are deleted.
+    """
+    for path in folder.glob("*"):
+        if trunk is None or not path.name.startswith(f"{trunk}-"):
+            path.unlink()
+
+
+def trunk_digest(model: CaptionerForConditionalGeneration, accelerator: Accelerator) -> str:
+    """Of all that shapes the features of an image but the image itself and its preprocessing."""
     digest = hashlib.sha256(model.config.to_json_string().encode())
-    digest.update(f"{dataset.image_processor.preprocessing}\0{accelerator.mixed_precision}\0".encode())
+    digest.update(f"{accelerator.mixed_precision}\0".encode())
     for name, tensor in sorted(model.encoder.trunk.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().numpy().tobytes())
-    digest.update(_images_digest(dataset))
     return digest.hexdigest()[:20]
+
+
+def _images_key(dataset: CaptionDataset) -> str:
+    preprocessing = str(dataset.image_processor.preprocessing).encode()
+    return hashlib.sha256(preprocessing + b"\0" + _images_digest(dataset)).hexdigest()[:20]
 
 
 @functools.lru_cache(maxsize=16)  # phases that take turns ask again and again

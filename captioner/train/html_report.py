@@ -1,6 +1,8 @@
 """A page that shows a training as it goes: photos with their captions before and now, and curves over the steps.
 
-The page is one file that asks for nothing else: photos are JPEG data URIs, curves are SVG, and there is no script.
+The page is one file that loads nothing else: photos are JPEG data URIs, curves are SVG, and there is no script. It uses
+no charting library: matplotlib draws neither tooltips nor a dark mode, and the interactive ones put megabytes of script
+into a page that is written anew at each validation and opened offline.
 """
 
 import base64
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
+
+from captioner.files import whole_file
 
 THUMBNAIL = 224  # pixels, the longer side
 COLUMNS = 300  # points a line; where there are more steps, a point is the mean of its share of them
@@ -120,12 +124,8 @@ def write_report(path: Path, title: str, log: Path, photos: Sequence[ReportPhoto
     as a kill may leave behind, are passed over.
     """
     page = _page(title, _read_log(log), photos)
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_text(page, encoding="utf-8", errors="replace")  # names of files need not be valid text
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(page.encode("utf-8", "replace").decode("utf-8"))  # names of files need not be valid text
 
 
 def _read_log(path: Path) -> Log:

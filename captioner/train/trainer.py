@@ -25,7 +25,7 @@ from captioner.data.batches import Batch, load_batches, send
 from captioner.data.dataset import CaptionDataset, Place, TextDataset
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
-from captioner.files import check_file, reporting, whole_file
+from captioner.files import check_file, recover_folder, replaced_folder, reporting, whole_file
 from captioner.hub.card import read_card, usage, write_card
 from captioner.hub.find import find_model
 from captioner.hub.load import save_model
@@ -33,7 +33,7 @@ from captioner.metrics.score import score_captions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.train import checkpoint, fsdp, resume_checks
 from captioner.train.ema import WeightAverage
-from captioner.train.feature_cache import cache_features
+from captioner.train.feature_cache import cache_features, delete_unusable, trunk_digest
 from captioner.train.html_report import ReportPhoto, write_report
 from captioner.train.initialization import build_captioner
 from captioner.train.launch import join_launch, obey_launcher
@@ -121,7 +121,8 @@ class Trainer:
         self._truncate_log()
         recipe = config.model_dump(mode="json", exclude_unset=True)
         if self.accelerator.is_main_process:
-            (self.output_dir / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+            with whole_file(self.output_dir / "config.yaml") as file:
+                file.write(yaml.safe_dump(recipe, sort_keys=False))
         self.accelerator.init_trackers("captioner")
 
     def _prepare_folder(self, resume: bool) -> Path | None:
@@ -134,8 +135,8 @@ class Trainer:
         folder, main = self.output_dir, self.accelerator.is_main_process
         with self.accelerator.main_process_first():
             if main:
-                checkpoint.recover_folder(self.best)
-                checkpoint.recover_folder(self.last)
+                recover_folder(self.best)
+                recover_folder(self.last)
         if resume and not self.last.exists():
             raise CaptionerError(f"{folder}: nothing to resume, there is no {self.last}: to begin, leave out --resume")
         if self.last.exists() and not resume:
@@ -355,7 +356,8 @@ class Trainer:
             if self.progress.best is None or value >= self.progress.best:
                 self.progress.best = value
                 if self.accelerator.is_main_process:
-                    checkpoint.replace_folder(self.best, partial(self._write_best, model, summary))
+                    with replaced_folder(self.best) as folder:
+                        self._write_best(model, summary, folder)
         self.progress.history.append({"phase": stretch.phase.name, "step": self.progress.global_step, **scores})
         named = {f"validation/{name}": value for name, value in scores.items()}
         self._log({"phase": stretch.phase.name, "validation_loss": loss, **named}, self.progress.global_step)
@@ -366,11 +368,21 @@ class Trainer:
         """Training and validation images, as cached trunk features where the trunk rests and nothing augments."""
         train_set, validation_set = self.data.train_set(phase, self.processor), self.validation_set
         train_set.features = validation_set.features = None  # of the trunk as it was
+        self._delete_unusable_features(phase)
         if "trunk" not in phase.learning_rates and isinstance(train_set, CaptionDataset):
             self._cache_features(validation_set, self.data.optional_validation)
             if not phase.augmentation.active and "distillation" not in phase.objectives:  # a teacher wants pixels
                 self._cache_features(train_set, self.data.optional)
         return train_set, validation_set
+
+    def _delete_unusable_features(self, phase: PhaseConfig) -> None:
+        trunk = None
+        if "trunk" not in phase.learning_rates:
+            with self.whole.gathered() as model:
+                trunk = trunk_digest(model, self.accelerator)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            delete_unusable(self.output_dir / "features", trunk)
 
     def _show(self, dataset: CaptionDataset, captions: dict[int, str]) -> None:
         """Say what the first photos show, and put them with their captions and the curves on the run's page."""
@@ -460,7 +472,8 @@ class Trainer:
         tensors = fsdp.whole_on_cpu(tensors, keep=main) | {"random_states": random_states}
         with self.whole.gathered() as model:
             if main:
-                checkpoint.replace_folder(self.last, partial(self._write_last, model, tensors))
+                with replaced_folder(self.last) as folder:
+                    self._write_last(model, tensors, folder)
         self.accelerator.wait_for_everyone()
 
     def _write_last(self, model: CaptionerForConditionalGeneration, tensors: dict[str, Tensor], folder: Path) -> None:

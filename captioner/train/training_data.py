@@ -109,6 +109,11 @@ class TrainingData:
     ) -> list[Step]:
         settings = self.config.optimization
         lengths, places = data_set.lengths(), data_set.places(epoch)
+        if not places:
+            raise CaptionerError(
+                f"phase {phase.name}: epoch {epoch + 1} takes none of its {len(data_set)} images: "
+                "the weights of the training sources are too small (data.train, weight)"
+            )
         batch_size = (phase.batch_size or settings.batch_size) * processes
         batches = bucketed_batches([lengths[index] for _, index in places], batch_size, self.config.seed, epoch)
         shares = [[places[item] for item in batch[process::processes]] for batch in batches]

@@ -19,7 +19,7 @@ from captioner.data.dataset import CaptionDataset
 from captioner.data.sources import Sample, load_samples
 from captioner.errors import CaptionerError
 from captioner.hub.load import load_model
-from captioner.train.feature_cache import cache_features
+from captioner.train.feature_cache import cache_features, delete_unusable
 
 Name = Callable[..., str]
 
@@ -112,3 +112,14 @@ def test_features_that_are_damaged_are_named(name: Name, tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(CaptionerError, match=rf"{path}: damaged"):
         name(samples)
+
+
+def test_stores_of_another_trunk_are_deleted_and_those_of_this_one_stay(name: Name, tmp_path: Path) -> None:
+    folder, samples = tmp_path / "features", [Sample("photo", encoded("red"), ("a photo",))]
+    kept, others = name(samples), [Sample("photo", encoded("blue"), ("a photo",))]
+    also_kept, other_trunk = name(others), name(samples, pooling=2)
+    (folder / f"{other_trunk}.part").touch()
+    delete_unusable(folder, kept.partition("-")[0])
+    assert {path.name for path in folder.iterdir()} == {kept, also_kept}
+    delete_unusable(folder, None)
+    assert not list(folder.iterdir())

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from captioner.errors import CaptionerError
 from captioner.train.html_report import ReportPhoto, write_report
 
 VOID = {"meta", "img"}
@@ -119,6 +120,6 @@ def test_a_long_training_makes_a_small_page_that_stays_within_its_axes(tmp_path:
 def test_a_page_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()  # in the way of the renaming
     log = write_log(tmp_path / "log.jsonl")
-    with pytest.raises(OSError):
+    with pytest.raises(CaptionerError):
         write_report(tmp_path / "report.html", "run", log, [])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "report.html"]

@@ -225,6 +225,12 @@ def test_an_epoch_takes_each_source_as_often_as_its_weight_and_ids_of_sources_di
     assert len({sample.id for sample in trainer.data.train}) == 200
 
 
+def test_weights_that_leave_an_epoch_without_an_image_are_refused(recipe: Recipe, shapes: Path) -> None:
+    trainer = Trainer(recipe(f"data.train={{path: {shapes}, split: train, weight: 0.001}}"), resume=False)
+    with pytest.raises(CaptionerError, match=r"takes none of its 160 images: the weights of the training sources"):
+        trainer.run()
+
+
 def trainer_places(trainer: Trainer, train_set: Any, stretch: Any, epoch: int) -> list[Any]:
     steps = trainer.data.steps(train_set, stretch, epoch, 0, 1)
     return [place for step in steps for batch in step for place in batch]
