@@ -681,11 +681,11 @@ def time_our_training(work: Work, name: str, phase: str, batch: int, compiled: b
         def step() -> None:
             trainer._step(model, [batches[next(turns) % len(batches)]], settings)
 
-        towers = trainer.joint.towers
-        trainer.joint.towers = trainer.model.encoder, trainer.model.decoder  # compiled code tells the counter nothing
+        towers = trainer.task.towers
+        trainer.task.towers = trainer.model.encoder, trainer.model.decoder  # compiled code tells the counter nothing
         with FlopCounterMode(display=False) as counter:
             step()
-        trainer.joint.towers = towers
+        trainer.task.towers = towers
         for _ in batches:
             step()
         synchronize(work.device)

@@ -77,7 +77,7 @@ def test_its_cider_on_flickr8k_validation_is_what_the_card_says() -> None:
     source = SourceConfig(path=os.environ["CAPTIONER_FLICKR8K"] + "/dataset_flickr8k.json", split="val")
     samples, _ = load_samples(source)
     captioner = Captioner.from_pretrained()
-    captions = caption_samples(captioner, samples, GenerationOptions(num_beams=3), batch_size=50, num_workers=2)
+    captions, _ = caption_samples(captioner, samples, GenerationOptions(num_beams=3), batch_size=50, num_workers=2)
     scores = score_captions(captions, {sample.id: sample.captions for sample in samples}, metrics=["CIDEr"])
     card = {
         result.metric_type: result.metric_value for result in ModelCard.load(BUNDLED / "README.md").data.eval_results
