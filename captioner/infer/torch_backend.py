@@ -138,8 +138,12 @@ class TorchCaptionStream:
             return captions + self._captions(self.generation.finish())
 
     def _encode(self, pixel_values: Tensor) -> Tensor:
-        image_tokens: Tensor = self.captioner.model.encoder(pixel_values=pixel_values).last_hidden_state
-        return image_tokens
+        """On a CPU a few images at a time, whose tensors are small enough for the C library to use their memory again:
+        by `reuse_blocks`, blocks of up to 31 MiB."""
+        on_cpu = pixel_values.device.type == "cpu"
+        parts = pixel_values.split(max(4, 2 * torch.get_num_threads())) if on_cpu else (pixel_values,)
+        image_tokens = [self.captioner.model.encoder(pixel_values=part).last_hidden_state for part in parts]
+        return image_tokens[0] if len(parts) == 1 else torch.cat(image_tokens)
 
     @torch.inference_mode()
     def _decode(self, pixel_values: Tensor) -> list[Caption]:
