@@ -1,6 +1,7 @@
 """What several rooms' tests share: a tiny captioner with random weights and its export, built once, and photos."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a CUDA device")
 
 
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """Files beyond 20 kB cannot be written: large ones fail in the middle."""
+@contextmanager
+def _small_files() -> Iterator[None]:
     resource = pytest.importorskip("resource", reason="limits of a process are POSIX's")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """Inside `with full_disk():` files beyond 20 kB cannot be written: large ones fail in the middle.
+
+    Not for a whole test: pytest reports its outcome before fixtures end, and its own output may be a larger file.
+    """
+    return _small_files
 
 
 @pytest.fixture(scope="session")

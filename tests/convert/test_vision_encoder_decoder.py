@@ -458,9 +458,8 @@ def test_what_exists_is_not_overwritten(checkpoint, tmp_path):
         convert_model(checkpoint, tmp_path / "no" / "where")
 
 
-@pytest.mark.usefixtures("full_disk")
-def test_a_full_disk_costs_one_line_and_leaves_nothing(checkpoints, tmp_path):
-    with pytest.raises(CaptionerError, match=r"out: cannot be written: .*File too large"):
+def test_a_full_disk_costs_one_line_and_leaves_nothing(checkpoints, tmp_path, full_disk):
+    with pytest.raises(CaptionerError, match=r"out: cannot be written: .*File too large"), full_disk():
         convert_model(checkpoints["vit"], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

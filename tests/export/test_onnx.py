@@ -153,9 +153,8 @@ def test_the_command_line_annotates_with_an_export(exported, photos, monkeypatch
     assert capsys.readouterr().out == f"{photos[0]}\t{expected}\n"
 
 
-@pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_full_disk_costs_one_line_and_leaves_nothing(tagged_captioner, tmp_path, precision):
-    with pytest.raises(CaptionerError, match=r"out: cannot be written: .*File too large"):
+def test_a_full_disk_costs_one_line_and_leaves_nothing(tagged_captioner, tmp_path, precision, full_disk):
+    with pytest.raises(CaptionerError, match=r"out: cannot be written: .*File too large"), full_disk():
         export_model(tagged_captioner, tmp_path / "out", precision)
     assert list(tmp_path.iterdir()) == []

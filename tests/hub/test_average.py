@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,8 +74,7 @@ def test_one_model_alone_and_one_of_other_words_are_refused(tiny_captioner: Path
     assert not list(tmp_path.glob("mean*"))
 
 
-@pytest.mark.usefixtures("full_disk")
-def test_a_full_disk_costs_one_line_and_leaves_nothing(tiny_captioner: Path, tmp_path: Path) -> None:
-    with pytest.raises(CaptionerError, match=r"mean: cannot be written: .*File too large"):
+def test_a_full_disk_costs_one_line_and_leaves_nothing(tiny_captioner: Path, tmp_path: Path, full_disk: Any) -> None:
+    with pytest.raises(CaptionerError, match=r"mean: cannot be written: .*File too large"), full_disk():
         average_models([tiny_captioner, tiny_captioner], tmp_path / "mean")
     assert list(tmp_path.iterdir()) == []
