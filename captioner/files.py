@@ -115,18 +115,11 @@ def new_folder(output: Path) -> Iterator[Path]:
         raise CaptionerError(f"{output}: exists already")
     if not output.parent.is_dir():
         raise CaptionerError(f"{output}: there is no folder {output.parent}")
-    from safetensors import SafetensorError
-
     with reporting(output), tempfile.TemporaryDirectory(prefix=f"{output.name}.", dir=output.parent) as temporary:
         partial = Path(temporary) / output.name
         partial.mkdir()
-        try:
+        with _synced(partial, output):
             yield partial
-        except SafetensorError as error:  # what weights raise in place of an OSError
-            raise CaptionerError(f"{output}: cannot be written: {error}") from error
-        for file in partial.rglob("*"):
-            sync_path(file)
-        sync_path(partial)
         partial.rename(output)
         sync_path(output.parent)
 
@@ -140,24 +133,31 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     Raises:
         CaptionerError: it cannot be written.
     """
-    from safetensors import SafetensorError
-
     partial, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
     with reporting(folder):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        try:
+        with _synced(partial, folder):
             yield partial
-        except SafetensorError as error:  # what weights raise in place of an OSError
-            raise CaptionerError(f"{folder}: cannot be written: {error}") from error
-        for file in partial.rglob("*"):
-            sync_path(file)
-        sync_path(partial)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
         sync_path(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _synced(partial: Path, name: Path) -> Iterator[None]:
+    """Wait at the end of the block until all of the folder `partial` is on disk; errors call it `name`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:  # safetensors raises this in place of an OSError
+        raise CaptionerError(f"{name}: cannot be written: {error}") from error
+    for file in partial.rglob("*"):
+        sync_path(file)
+    sync_path(partial)
 
 
 def recover_folder(folder: Path) -> None:

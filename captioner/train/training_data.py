@@ -1,6 +1,5 @@
 """What a recipe trains on: its samples, a data set for each phase, and the batches of each step."""
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -91,15 +90,13 @@ class TrainingData:
         gets none of a batch's images takes its first along, without targets (see `Place`). A phase
         counted in steps goes on through the data where its turn before ended; `epoch` is that of one counted in epochs.
         """
-        epoch_steps = functools.cache(
-            lambda epoch: self._epoch_steps(data_set, stretch.phase, epoch, process, processes)
-        )
-        if stretch.phase.steps is None:
-            return epoch_steps(epoch)
-        first, end, steps = stretch.number * stretch.phase.steps, (stretch.number + 1) * stretch.phase.steps, []
+        phase = stretch.phase
+        if phase.steps is None:
+            return self._epoch_steps(data_set, phase, epoch, process, processes)
+        first, end, steps = stretch.number * phase.steps, (stretch.number + 1) * phase.steps, []
         passed, number = 0, 0
         while passed < end:
-            of_epoch = epoch_steps(number)
+            of_epoch = self._epoch_steps(data_set, phase, number, process, processes)
             steps += of_epoch[max(0, first - passed) : end - passed]
             passed, number = passed + len(of_epoch), number + 1
         return steps
