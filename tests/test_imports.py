@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"decoding", "hub", "data", "model", "metrics", "config", "files", "distributed", "cpu", "errors"},
     "annotate": INFER_AND_BELOW,
     "export": INFER_AND_BELOW,
-    "serve": INFER_AND_BELOW,
+    "serve": INFER_AND_BELOW | {"annotate"},
 }
 THE_TOP = {"__init__", "__main__", "cli"}  # may import every room
 
