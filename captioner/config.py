@@ -371,7 +371,9 @@ class RunConfig(Section):
     optimization: OptimizationConfig = Field(default_factory=OptimizationConfig)
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     checkpoint_every_steps: int = Field(200, ge=1, description="Last checkpoint, besides the one after each epoch.")
-    log_with: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
+    log_with: list[
+        Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+    ] = Field(default_factory=list, description="Trackers that Accelerate reports to, besides log.jsonl.")
 
     @model_validator(mode="after")
     def _names_differ(self) -> "RunConfig":

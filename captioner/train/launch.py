@@ -5,6 +5,7 @@ recipe its own; a recipe that says nothing takes any others, and one that says s
 """
 
 import os
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
@@ -92,3 +93,11 @@ def join_launch(config: RunConfig) -> Accelerator:
     if missing := sorted(set(config.log_with) - {str(tracker) for tracker in accelerator.log_with}):
         raise CaptionerError(f"log_with: not installed: {', '.join(missing)}")
     return accelerator
+
+
+def flat_keys(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A recipe's values by the keys that set them on the command line (`phases.0.epochs`): trackers take no nesting."""
+    if not isinstance(tree, dict | list):
+        return {prefix.removesuffix("."): tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {name: leaf for key, value in items for name, leaf in flat_keys(value, f"{prefix}{key}.").items()}

@@ -36,7 +36,7 @@ from captioner.train.ema import WeightAverage
 from captioner.train.feature_cache import cache_features, delete_unusable, trunk_digest
 from captioner.train.html_report import ReportPhoto, write_report
 from captioner.train.initialization import build_captioner
-from captioner.train.launch import join_launch, obey_launcher
+from captioner.train.launch import flat_keys, join_launch, obey_launcher
 from captioner.train.phases import apply_phase, build_optimizer, set_modes, set_rates
 from captioner.train.rewards import SelfCritic
 from captioner.train.task import CaptioningTask, Losses
@@ -123,7 +123,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             with whole_file(self.output_dir / "config.yaml") as file:
                 file.write(yaml.safe_dump(recipe, sort_keys=False))
-        self.accelerator.init_trackers("captioner")
+        self.accelerator.init_trackers("captioner", flat_keys(config.model_dump(mode="json")))
 
     def _prepare_folder(self, resume: bool) -> Path | None:
         """The checkpoint to resume; to begin, an empty place.

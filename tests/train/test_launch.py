@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
+import accelerate
 import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
 
 from captioner.config import RunConfig
 from captioner.errors import CaptionerError
@@ -124,3 +128,28 @@ def test_a_tracker_that_is_not_installed_is_refused(recipe: Recipe, monkeypatch:
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
     with pytest.raises(CaptionerError, match="log_with: not installed: tensorboard"):
         Trainer(recipe("log_with=[tensorboard]"), resume=False)
+
+
+class FakeTracker(GeneralTracker):
+    name, requires_logging_directory, main_process_only = "trackio", False, True
+    tracker = None
+    configs: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, project: str) -> None:
+        super().__init__()
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.configs.append(values)
+
+    def log(self, values: dict[str, Any], step: int | None, **kwargs: Any) -> None: ...
+
+
+def test_a_tracker_gets_the_recipe_by_its_keys(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [LoggerType.TRACKIO])
+    monkeypatch.setitem(accelerate.accelerator.LOGGER_TYPE_TO_CLASS, "trackio", FakeTracker)
+    config = recipe("log_with=[trackio]")
+    Trainer(config, resume=False)
+    (given,) = FakeTracker.configs
+    assert given["phases.0.epochs"] == 2 and given["optimization.betas.1"] == config.optimization.betas[1]
+    assert given["model.encoder_kwargs.patch_size"] == 8
+    assert {type(value) for value in given.values()} <= {int, float, str, bool, type(None)}, "all that trackers take"
