@@ -4,25 +4,39 @@ import os
 import sys
 import warnings
 from contextlib import suppress
+from typing import Annotated
 
 import typer
 
-from captioner.cli import annotate, average, convert, evaluate, export, score, tokenizer, train
+from captioner import __version__
+from captioner.cli import annotate, average, convert, env, evaluate, export, push, recipes, score, tokenizer, train
 from captioner.cli.console import close_stdout, open_console
 from captioner.cpu.memory import keep_freed_memory
 from captioner.errors import CaptionerError
+
+NOT_ON_SERVERS = ("torch", "torchvision", "transformers", "timm", "accelerate", "datasets", "safetensors", "pyarrow")
+"""Libraries that the distribution captioner-onnx (packaging/onnx) installs without."""
 
 app = typer.Typer(
     name="captioner",
     help="Learn to describe images, then annotate images.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def _commands() -> None:
+def _commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Learn to describe images, then annotate images."""
     # Keep library warnings, which address programmers, off stderr. The libraries read these variables on import.
     warnings.simplefilter("ignore")
@@ -39,6 +53,9 @@ for job in (
     export.export,
     convert.convert,
     average.average,
+    push.push,
+    recipes.recipes,
+    env.env,
 ):
     app.command()(job)
 
@@ -70,6 +87,10 @@ def _run() -> tuple[int, str]:
         return int(end.code or 0), ""
     except CaptionerError as error:
         return 2, str(error)
+    except ModuleNotFoundError as error:
+        if error.name not in NOT_ON_SERVERS:
+            raise
+        return 2, f"this needs {error.name}, which captioner-onnx does without: pip install captioner"
     except OSError as error:  # a full disk, an unreadable folder
         reason = error.strerror or str(error)
         return 2, f"{error.filename}: {reason}" if error.filename else reason

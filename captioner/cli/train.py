@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from captioner.cli.recipes import find_recipe
 from captioner.cli.shared import check_launch
 from captioner.files import reporting
 
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Annotated[Path, typer.Option("--config", "-c", help="A YAML recipe.")],
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="A YAML recipe, or a name that `captioner recipes` lists.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Change the recipe.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from output_dir's last checkpoint.")] = False,
     dry: Annotated[
@@ -28,7 +31,7 @@ def train(
 
     check_launch("train.py")
     is_main = this_process().rank == 0
-    recipe = load_config(config, overrides)
+    recipe = load_config(find_recipe(config), overrides)
     if dry:
         estimate = dry_run(recipe)
         if is_main:

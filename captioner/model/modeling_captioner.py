@@ -5,6 +5,7 @@ Shapes: B images, K captions an image, N = B * K sequences, T tokens, P image to
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
@@ -117,6 +118,33 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         return shift_tokens_right(labels, self.config.decoder_start_token_id, self.config.pad_token_id)
+
+    def generate(
+        self, *args: Any, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """As in transformers. `input_ids` [B, T] with their `attention_mask`, as the processor makes them of texts, are
+        how captions begin: so transformers' image-text-to-text pipeline passes its text."""
+        if input_ids is not None:
+            kwargs |= self._beginnings(input_ids, attention_mask)
+            longest = self.config.max_position_embeddings + 1 - kwargs["decoder_input_ids"].shape[1]
+            settings = kwargs.get("generation_config") or self.generation_config
+            if wanted := kwargs.get("max_new_tokens") or settings.max_new_tokens:
+                kwargs["max_new_tokens"] = min(wanted, longest)
+        return super().generate(*args, **kwargs)
+
+    def _beginnings(self, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
+        """Texts with an end-of-sequence token -> decoder inputs: after the start token, padded on the left."""
+        config = self.config
+        kept = input_ids != config.eos_token_id
+        if attention_mask is not None:
+            kept &= attention_mask.bool()
+        texts = [row[keep] for row, keep in zip(input_ids, kept, strict=True)]
+        ids = input_ids.new_full((len(texts), 1 + max(map(len, texts))), config.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, text in enumerate(texts):
+            start = ids.shape[1] - len(text) - 1
+            ids[row, start], ids[row, start + 1 :], mask[row, start:] = config.decoder_start_token_id, text, 1
+        return {"decoder_input_ids": ids, "decoder_attention_mask": mask}
 
     def forward(
         self,

@@ -169,3 +169,13 @@ def test_a_tuple_holds_the_same_as_the_named_output(make_model: Any, images: tor
     model = make_model().eval()
     named, plain = (model(images, labels=LABELS, return_dict=return_dict) for return_dict in (True, False))
     assert_close(plain, (named.loss, named.logits, named.encoder_last_hidden_state))
+
+
+def test_captions_go_on_from_texts_as_the_processor_gives_them(make_model: Any, images: torch.Tensor) -> None:
+    model = make_model(initializer_range=0.2).eval()
+    texts = torch.tensor([[5, END, 0, 0], [5, 9, 4, END]])
+    both = model.generate(pixel_values=images, input_ids=texts, attention_mask=(texts != 0).long(), max_new_tokens=4)
+    for image, text, found in zip(images, ([5], [5, 9, 4]), both.tolist(), strict=True):
+        start = torch.tensor([[START, *text]])
+        (alone,) = model.generate(pixel_values=image[None], decoder_input_ids=start, max_new_tokens=4).tolist()
+        assert [token for token in found if token] == [token for token in alone if token]
