@@ -103,7 +103,7 @@ def main() -> None:
         python("-c", EXPORT, "export", "default", export, "--precision", "int8")
         routes = {
             "torch": (None, "captioner.infer.torch_backend"),
-            "int8 export": (export, "captioner.infer.onnx_stream"),
+            "int8 export": (export, "captioner.infer.onnx_backend"),
         }
         for route, (model, home) in routes.items():
             report = {

@@ -30,18 +30,19 @@ from captioner.decoding.options import GenerationOptions
 from captioner.decoding.stream import GenerationStream, generate
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
+from captioner.infer.torch_backend import TorchBackend
 
 MODES = {"greedy": GenerationOptions(num_beams=1), "beams_4": GenerationOptions(num_beams=4)}
 BATCH_SIZES = (8, 1)
 
 
-def encode(captioner: Captioner, photos: list[Path]) -> Tensor:
+def encode(backend: TorchBackend, photos: list[Path]) -> Tensor:
     """Encoder outputs [B, P, D]."""
     with torch.inference_mode():
         pixel_values = (
-            torch.from_numpy(captioner.preprocessing(load_image(photo)))[None].to(captioner.device) for photo in photos
+            torch.from_numpy(backend.preprocessing(load_image(photo)))[None].to(backend.device) for photo in photos
         )
-        return torch.cat([captioner.model.encoder(pixel_values=pixels).last_hidden_state for pixels in pixel_values])
+        return torch.cat([backend.model.encoder(pixel_values=pixels).last_hidden_state for pixels in pixel_values])
 
 
 def ours(model: Any, batches: list[Tensor], options: GenerationOptions) -> list[list[int]]:
@@ -114,17 +115,18 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     captioner = Captioner.from_pretrained(options.model, precision="fp32")
-    features = encode(captioner, photos)
+    backend = captioner.backend
+    features = encode(backend, photos)
     report = {
         "benchmark": "decoding",
         "peer": f"transformers {transformers.__version__} generate, the same model",
         "model": captioner.name,
-        "device": str(captioner.device),
+        "device": str(backend.device),
         "threads": torch.get_num_threads(),
         "load_average_before": round(os.getloadavg()[0], 1),
         "photos": len(photos),
         **{
-            f"{name}_batch_{size}": compare(captioner.model, list(features.split(size)), mode, options.rounds)
+            f"{name}_batch_{size}": compare(backend.model, list(features.split(size)), mode, options.rounds)
             for name, mode in MODES.items()
             for size in BATCH_SIZES
         },

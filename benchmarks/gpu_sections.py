@@ -421,8 +421,8 @@ def time_ours(work: Work, name: str, batch: int, beams: int) -> Row:
 
     synchronizations = host_synchronizations(lambda: caption(3), work.device)
     seconds = seconds_each(caption, work, least=1) / batches
-    encoding = encoder_seconds(captioner.model.encoder, pixels, work)
-    flops = encoder_flops(captioner.model.encoder, pixels[:1]) * batch
+    encoding = encoder_seconds(captioner.backend.model.encoder, pixels, work)
+    flops = encoder_flops(captioner.backend.model.encoder, pixels[:1]) * batch
     decoding = (seconds - encoding) / NEW_TOKENS
     return {
         "images_per_s": round(batch / seconds, 1),
@@ -431,7 +431,7 @@ def time_ours(work: Work, name: str, batch: int, beams: int) -> Row:
         "encoder_share_of_peak": work.share(flops / encoding, "peak_bf16_flops"),
         "rest_ms_a_step": round(1e3 * decoding, 3),
         "decoder_share_of_bandwidth": work.share(
-            step_bytes(captioner.model, batch, beams) / decoding, "peak_bytes_per_s"
+            step_bytes(captioner.backend.model, batch, beams) / decoding, "peak_bytes_per_s"
         ),
         "host_syncs_a_step": None if synchronizations is None else round(synchronizations / (3 * NEW_TOKENS), 2),
     }
@@ -957,7 +957,7 @@ def decoding_memory(work: Work, name: str, batch: int) -> Row:
     pixels = pixel_batch(work.shapes[name], batch)
     captions = [caption for _ in range(3) for caption in stream.add(pixels)] + stream.finish()
     assert len(captions) == 3 * batch
-    return {"weights_gib": gib(iter(captioner.model.parameters())), "peak_gib": peak_gib(work.device)}
+    return {"weights_gib": gib(iter(captioner.backend.model.parameters())), "peak_gib": peak_gib(work.device)}
 
 
 SECTIONS: dict[str, tuple[Callable[[Work], Any] | None, Callable[[Work], None]]] = {

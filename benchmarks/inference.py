@@ -55,8 +55,10 @@ from captioner.convert import convert_model
 from captioner.data.images import load_image
 from captioner.export.onnx import export_model
 from captioner.hub.load import load_model
+from captioner.infer.backend import Backend
 from captioner.infer.captioner import Captioner
-from captioner.infer.onnx_stream import OnnxCaptioner, images_together, parts
+from captioner.infer.onnx_backend import OnnxBackend, images_together, parts
+from captioner.infer.torch_backend import TorchBackend
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 END = "<|endoftext|>"
@@ -221,20 +223,20 @@ def step_weights(model: CaptionerForConditionalGeneration) -> int:
     return weights - sum(layer.cross_attn.kv_proj.weight.numel() for layer in model.decoder.layers)
 
 
-def images_a_step(captioner: Captioner, batch_size: int) -> int:
+def images_a_step(backend: Backend, batch_size: int) -> int:
     """How many images a step of the decoder serves; exported, half of those that are decoded together."""
-    return images_together(batch_size) // 2 if isinstance(captioner, OnnxCaptioner) else batch_size
+    return images_together(batch_size) // 2 if isinstance(backend, OnnxBackend) else batch_size
 
 
-def encode(captioner: Captioner, batches: list[np.ndarray]) -> None:
+def encode(backend: Backend, batches: list[np.ndarray]) -> None:
     """As captioning does: exported, two parts of a batch side by side."""
-    if isinstance(captioner, OnnxCaptioner):
+    if isinstance(backend, OnnxBackend):
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(captioner.on_half_the_threads.encode, [part for batch in batches for part in parts(batch)]))
-    else:
+            list(pool.map(backend.on_half_the_threads.encode, [part for batch in batches for part in parts(batch)]))
+    elif isinstance(backend, TorchBackend):
         with torch.inference_mode():
             for batch in batches:
-                captioner.model.encoder(pixel_values=torch.from_numpy(batch).to(captioner.device, captioner.dtype))
+                backend.model.encoder(pixel_values=torch.from_numpy(batch).to(backend.device, backend.dtype))
 
 
 def shares_of_the_limit(
@@ -253,8 +255,8 @@ def shares_of_the_limit(
     pixel_values = np.stack([captioner.preprocessing(load_image(photo)) for photo in photos])
     reading = best_of(lambda: [captioner.preprocessing(load_image(photo)) for photo in photos], times=2)
     batches = [pixel_values[start : start + batch_size] for start in range(0, len(photos), batch_size)]
-    encoding = best_of(lambda: encode(captioner, batches), times=2)
-    steps = NEW_TOKENS * len(photos) / images_a_step(captioner, batch_size)
+    encoding = best_of(lambda: encode(captioner.backend, batches), times=2)
+    steps = NEW_TOKENS * len(photos) / images_a_step(captioner.backend, batch_size)
     read = step_weights(model) * BYTES_A_WEIGHT[precision] * steps
     return {
         "reading_ms_a_photo": round(1e3 * reading / len(photos), 1),

@@ -1,6 +1,7 @@
-"""Imports point one way: this reads every module of the package and enforces it.
+"""Imports point one way, and none leads back to its start: this reads every module of the package and proves it.
 
-The rules are the tables below; a new folder under captioner/ has to be entered in MAY_IMPORT before its tests pass.
+The rules are the tables below. A new folder under captioner/ must be entered in MAY_IMPORT, after the rooms that it
+uses: a room may only import rooms that stand before it.
 """
 
 import ast
@@ -12,7 +13,7 @@ import pytest
 PACKAGE = "captioner"
 ROOT = Path(__file__).parents[1]
 
-# What a room (a folder or module directly under captioner/) may import of ours, besides itself.
+# What a room (a folder or module directly under captioner/) may import of ours, besides itself: rooms before it.
 INFER_AND_BELOW = {
     "infer",
     "decoding",
@@ -55,7 +56,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 }
 
 # Modules that run where torch is not installed, and what neither they nor anything of ours they import may import.
-WITHOUT_TORCH = ("metrics", "decoding.options", "infer.onnx_backend")
+WITHOUT_TORCH = ("metrics", "decoding.options", "infer.exported_model", "infer.inputs")
 TORCH = {"torch", "torchvision", "transformers", "timm"}
 
 
@@ -119,11 +120,63 @@ def violations(files: Mapping[str, str]) -> list[str]:
     return found
 
 
-def test_imports_point_one_way() -> None:
+def upward_arrows(table: Mapping[str, set[str]]) -> list[str]:
+    """Return the entries that let a room import one that does not stand before it."""
+    rooms = list(table)
+    return [
+        f"{room} may import {other}"
+        for number, room in enumerate(rooms)
+        for other in sorted(table[room])
+        if other not in rooms[:number]
+    ]
+
+
+def circles(files: Mapping[str, str]) -> list[str]:
+    """Return the modules that import themselves through others, inside functions and for type checkers too."""
+    known = {module_name(path) for path in files}
+    imports = {module_name(path): set(imported_names(path, source, known)) & known for path, source in files.items()}
+
+    def leads_to(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = list(imports[start])
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                waiting += imports[name]
+        return seen
+
+    return sorted(module for module in imports if module in leads_to(module))
+
+
+@pytest.fixture(scope="module")
+def package() -> dict[str, str]:
     paths = sorted((ROOT / PACKAGE).rglob("*.py"))
     assert paths, "no module found: the test looks in the wrong place"
-    files = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
-    assert violations(files) == []
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+
+def test_imports_point_one_way(package: dict[str, str]) -> None:
+    assert violations(package) == []
+
+
+def test_no_room_may_import_upwards() -> None:
+    assert upward_arrows(MAY_IMPORT) == []
+    assert upward_arrows({"low": {"high"}, "high": {"low"}, "top": {"top"}}) == [
+        "low may import high",
+        "top may import top",
+    ]
+
+
+def test_no_import_leads_back_to_where_it_started(package: dict[str, str]) -> None:
+    assert circles(package) == []
+    circle = {
+        "captioner/a.py": "def f():\n    from captioner import b",
+        "captioner/b.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from captioner.c import C",
+        "captioner/c.py": "import captioner.a",
+        "captioner/d.py": "import captioner.a",
+    }
+    assert circles(circle) == ["captioner.a", "captioner.b", "captioner.c"]
 
 
 MADE_UP = {
@@ -141,7 +194,7 @@ MADE_UP = {
     "captioner/metrics/bleu.py": "import numpy",
     "captioner/train/__init__.py": "",
     "captioner/train/trainer.py": "import accelerate\nfrom captioner.decoding.stream import generate",
-    "captioner/infer/onnx_backend.py": "import numpy\nfrom captioner.data.images import load",
+    "captioner/infer/exported_model.py": "import numpy\nfrom captioner.data.images import load",
 }
 
 
@@ -168,11 +221,11 @@ MADE_UP = {
         ("infer/captioner.py", "import accelerate.utils", "captioner.infer.captioner imports accelerate"),
         ("infer/captioner.py", "from fastapi import FastAPI", "captioner.infer.captioner imports fastapi"),
         ("metrics/bleu.py", "import torch.nn", "captioner.metrics.bleu needs torch through captioner.metrics.bleu"),
-        ("data/images.py", "import torch", "captioner.infer.onnx_backend needs torch through captioner.data.images"),
+        ("data/images.py", "import torch", "captioner.infer.exported_model needs torch through captioner.data.images"),
         (
             "infer/__init__.py",
             "import transformers",
-            "captioner.infer.onnx_backend needs transformers through captioner.infer",
+            "captioner.infer.exported_model needs transformers through captioner.infer",
         ),
         ("shed/tool.py", "", "captioner.shed.tool: 'shed' has no entry in MAY_IMPORT"),
     ],

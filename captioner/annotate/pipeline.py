@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from captioner.data.images import ImageError, ImageInput
 from captioner.decoding.options import GenerationOptions
 from captioner.distributed import this_process
-from captioner.infer.caption import Caption, read_image
+from captioner.infer.caption import Caption
 from captioner.infer.captioner import Captioner
+from captioner.infer.inputs import read_image
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -66,7 +67,7 @@ def caption_images(
     def prepare(pair: tuple[Key, ImageInput]) -> tuple[_Waiting[Key], np.ndarray] | Failure:
         key, source = pair
         try:
-            image = read_image(source, captioner.preprocessing)
+            image = read_image(source, captioner.preprocessing.min_size)
         except ImageError as error:
             return Failure(error.source, error.reason, error.message)
         return _Waiting(key, *image.info["size"]), captioner.preprocessing(image)
@@ -82,10 +83,10 @@ def caption_images(
         waiting.append(prepared)
         batch.append(pixel_values)
         if len(batch) == batch_size:
-            yield from _captioned(waiting, stream.add(np.stack(batch)))
+            yield from _captioned(waiting, stream.add(batch))
             batch = []
     if batch:
-        yield from _captioned(waiting, stream.add(np.stack(batch)))
+        yield from _captioned(waiting, stream.add(batch))
     yield from _captioned(waiting, stream.finish())
 
 

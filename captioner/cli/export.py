@@ -11,7 +11,7 @@ def export(
     output: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
 ) -> None:
-    """Export a model to ONNX, to caption without torch (`--model OUT`, or captioner.infer.onnx_backend in Python).
+    """Export a model to ONNX, to caption without torch (`--model OUT`, or `Captioner.from_pretrained(OUT)` in Python).
 
     Nothing is written unless the export agrees with the model.
     """

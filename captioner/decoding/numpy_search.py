@@ -8,23 +8,31 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from captioner.decoding.hypothesis import Hypothesis
 from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
 
 
-class Hypothesis(NamedTuple):
-    """A caption as tokens, those of the prefix and the end of sequence, where it was reached, among them.
+class Draft(NamedTuple):
+    """A caption in the making.
 
-    `log_probs` are log p(token | image, tokens before) under the model itself; `score` is the sum of those after the
-    prefix until the caption ends, and then what captions are ranked by.
+    Attributes:
+        token_ids: its tokens so far, including the prefix, and the end of sequence once that is reached.
+        log_probs: log p(token | image, earlier tokens) of each under the model itself.
+        score: the sum of `log_probs` after the prefix; once the caption has ended, what captions are ranked by.
     """
 
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     score: float = 0.0
 
-    def extended(self, token: int, log_prob: float) -> "Hypothesis":
-        return Hypothesis((*self.token_ids, token), (*self.log_probs, log_prob), self.score + log_prob)
+    def extended(self, token: int, log_prob: float) -> "Draft":
+        return Draft((*self.token_ids, token), (*self.log_probs, log_prob), self.score + log_prob)
+
+    def hypothesis(self, end: int) -> Hypothesis:
+        if self.token_ids[-1] != end:
+            return Hypothesis(self.token_ids, self.log_probs, None)
+        return Hypothesis(self.token_ids[:-1], self.log_probs[:-1], self.log_probs[-1])
 
 
 class Decoder(Protocol):
@@ -56,19 +64,19 @@ class Captions(ABC):
 
     num_candidates: int
 
-    def __init__(self, options: GenerationOptions, longest: int, prefix: Hypothesis, end: int) -> None:
+    def __init__(self, options: GenerationOptions, longest: int, prefix: Draft, end: int) -> None:
         self.options = options
         self.longest = longest
         self.end = end
         self.running = [prefix]
-        self.finished: list[Hypothesis] = []
+        self.finished: list[Draft] = []
 
     @abstractmethod
     def advance(self, token_ids: np.ndarray, log_probs: np.ndarray, length: int) -> list[int]:
         """Go on with candidates [K, C], of which J rows count, for the new token at `length`: log p is -inf where it is
         forbidden. Gives the rows that the captions then running come from."""
 
-    def ends(self, caption: Hypothesis, length: int) -> bool:
+    def ends(self, caption: Draft, length: int) -> bool:
         return caption.token_ids[-1] == self.end or length == self.longest
 
 
@@ -80,7 +88,7 @@ class Beams(Captions):
     no better than the worst of them.
     """
 
-    def __init__(self, options: GenerationOptions, longest: int, prefix: Hypothesis, end: int) -> None:
+    def __init__(self, options: GenerationOptions, longest: int, prefix: Draft, end: int) -> None:
         super().__init__(options, longest, prefix, end)
         self.count = options.num_captions
         self.num_candidates = 1 if self.count == 1 else 2 * self.count  # twice K leave K that go on, whichever end
@@ -100,7 +108,7 @@ class Beams(Captions):
         self.running = [caption for caption, _ in going_on[: self.count]]
         return [row for _, row in going_on[: self.count]]
 
-    def _best(self, token_ids: np.ndarray, log_probs: np.ndarray) -> list[tuple[Hypothesis, int]]:
+    def _best(self, token_ids: np.ndarray, log_probs: np.ndarray) -> list[tuple[Draft, int]]:
         """The best continuations by one token, best first, each with the row of the caption that it goes on from."""
         scores = np.array([[caption.score] for caption in self.running], dtype=np.float32)
         totals = log_probs[: len(self.running)] + scores
@@ -117,9 +125,7 @@ class Draws(Captions):
     Ranked by the mean log-probability of their tokens, which is known when all have ended.
     """
 
-    def __init__(
-        self, options: GenerationOptions, longest: int, prefix: Hypothesis, end: int, noise: "GumbelNoise"
-    ) -> None:
+    def __init__(self, options: GenerationOptions, longest: int, prefix: Draft, end: int, noise: "GumbelNoise") -> None:
         super().__init__(options, longest, prefix, end)
         self.noise = noise
         self.num_candidates = options.top_k or noise.vocab_size
@@ -188,7 +194,7 @@ class Forbidden:
         self.start = start
         self.end = end
 
-    def __call__(self, caption: Hypothesis, length: int) -> set[int]:
+    def __call__(self, caption: Draft, length: int) -> set[int]:
         """Tokens that cannot follow `caption` as its new token at `length`."""
         tokens = (self.start, *caption.token_ids)
         found = {self.end} if length <= self.options.min_new_tokens else set()
@@ -212,7 +218,7 @@ def search(
         CaptionerError: no caption keeps all the rules.
     """
     tokens, rows = np.full((batch_size, 1), start, dtype=np.int64), np.arange(batch_size, dtype=np.int64)[:, None]
-    prefixes = [Hypothesis((), ())] * batch_size
+    prefixes = [Draft((), ())] * batch_size
     for token in options.prefix_ids:
         log_probs = _log_softmax(decoder.logits(tokens, rows)[:, 0])[:, token]
         prefixes = [one.extended(token, value) for one, value in zip(prefixes, log_probs.tolist(), strict=True)]
@@ -247,7 +253,8 @@ def search(
             left, tokens, rows = [left[place] for place in alive], tokens[alive], rows[alive]
     if not all(image.finished for image in captions):
         raise CaptionerError("found no caption that keeps all the rules: banned and repeated words")
-    return [image.finished[: options.num_return_sequences] for image in captions]
+    finished = (image.finished[: options.num_return_sequences] for image in captions)
+    return [[caption.hypothesis(end) for caption in group] for group in finished]
 
 
 def _among(candidates: np.ndarray, found: list[list[set[int]]], vocab_size: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What captioning may be asked for: one frozen object, whoever computes it."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -153,13 +153,13 @@ def _is_list(value: object) -> bool:
 
 
 def word_options(
-    token_ids: Callable[[str], tuple[int, ...]],
+    encode: Callable[[str], Sequence[int]],
     start: int,
     prefix: str,
     banned_words: str | Iterable[str],
     forced_words: str | Iterable[str],
 ) -> dict[str, Any]:
-    """Turn words into fields of `GenerationOptions`. A string is one word or one phrase.
+    """Turn words into fields of `GenerationOptions`, with a tokenizer's `encode`. A string is one word or one phrase.
 
     A byte-level tokenizer such as GPT-2's gives a word other tokens after a space than at the start of a caption, after
     the token `start`. A banned word is banned in both places. A forced word comes after a space.
@@ -167,6 +167,10 @@ def word_options(
     Raises:
         CaptionerError: the prefix or a word is not text, or a word is blank.
     """
+
+    def token_ids(text: str) -> tuple[int, ...]:
+        return tuple(encode(text))
+
     if not isinstance(prefix, str):
         raise CaptionerError(f"prefix must be a string; it is {prefix!r}")
     begun = " ".join(prefix.split())

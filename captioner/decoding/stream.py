@@ -1,7 +1,6 @@
 """Decoding, apart from the model: frozen options in, hypotheses with their log-probabilities out."""
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 from captioner.decoding.cuda_graph import CapturedCall, CapturedStep, Captures
 from captioner.decoding.diverse_beams import DiverseBeams
 from captioner.decoding.forced_words import ForcedBeams, holds
+from captioner.decoding.hypothesis import Hypothesis
 from captioner.decoding.options import GenerationOptions
 from captioner.decoding.search import Beams, Captions
 from captioner.decoding.step_decoder import StepDecoder
@@ -19,28 +19,6 @@ from captioner.errors import CaptionerError
 
 CHECK_EVERY = 4
 """Steps between two looks at which images are done. An accelerator has to be waited for at each; a CPU looks always."""
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """One caption as tokens.
-
-    Attributes:
-        token_ids: the caption without begin and end of sequence.
-        log_probs: log p(token | image, tokens before) of each, under the model itself: before temperature, top-k,
-            top-p and all that forbids a token. Those of a prefix are among them.
-        end_log_prob: the same of the end of sequence; None where `max_new_tokens` cut the caption.
-    """
-
-    token_ids: tuple[int, ...]
-    log_probs: tuple[float, ...]
-    end_log_prob: float | None
-
-    @property
-    def mean_log_prob(self) -> float:
-        """Mean over the tokens and the end of sequence: the log of the geometric mean probability."""
-        values = self.log_probs if self.end_log_prob is None else (*self.log_probs, self.end_log_prob)
-        return sum(values) / len(values)
 
 
 @torch.inference_mode()

@@ -36,7 +36,7 @@ try:
 
     from captioner.export import graphs, int8
     from captioner.export.rewrites import split_projections, untie
-    from captioner.infer.onnx_backend import DecoderSteps, ExportedCaptioner
+    from captioner.infer.exported_model import DecoderSteps, ExportedModel
 except ModuleNotFoundError as error:
     if error.name not in ("onnx", "onnxscript", "onnxruntime"):
         raise
@@ -80,7 +80,7 @@ def export_model(model: str | Path, output: Path, precision: str = "fp32") -> Ag
         _write_graphs(partial, network, precision)
         for graph in ("encoder.onnx", "decoder.onnx"):
             _convert(partial / graph, precision)
-        agreement = compare(network, ExportedCaptioner(partial, num_threads=torch.get_num_threads()))
+        agreement = compare(network, ExportedModel(partial, torch.get_num_threads()))
         if agreement.equal_tokens < EQUAL_TOKENS[precision] or (
             precision == "fp32" and agreement.difference > LOGITS_TOLERANCE
         ):
@@ -92,7 +92,7 @@ def export_model(model: str | Path, output: Path, precision: str = "fp32") -> Ag
     return agreement
 
 
-def compare(model: CaptionerForConditionalGeneration, exported: ExportedCaptioner, batch_size: int = 4) -> Agreement:
+def compare(model: CaptionerForConditionalGeneration, exported: ExportedModel, batch_size: int = 4) -> Agreement:
     """Caption random images greedily with the export, and have the model predict each of those tokens again.
 
     Where the model's most probable next token is the export's at every step, its own greedy captions are the same.
@@ -251,8 +251,8 @@ Written by `captioner export`: `encoder.onnx` (pixel values -> keys and values o
 are those of the model it was made from, and logits differ by at most {agreement.difference:.1e}.
 
 ```python
-from captioner.infer.onnx_backend import ExportedCaptioner  # needs neither torch nor transformers
+from captioner import Captioner  # for an exported model, it imports neither torch nor transformers
 
-print(ExportedCaptioner("{folder}")("photo.jpg").text)
+print(Captioner.from_pretrained("{folder}")("photo.jpg").text)
 ```
 """

@@ -1,21 +1,14 @@
-"""What captioning takes and gives, whoever computes it."""
+"""Captions, as every backend returns them."""
 
-import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from captioner.data.arrays import Array
-from captioner.data.images import ImageError, ImageInput, load_image
-from captioner.errors import CaptionerError
-from captioner.model.preprocessing import Preprocessing
-
-_log = logging.getLogger(__name__)
+from captioner.decoding.hypothesis import Hypothesis
+from captioner.infer.tokenizer import Tokenizer
 
 
 class Token(NamedTuple):
@@ -53,46 +46,19 @@ class Caption:
     tags: tuple[Tag, ...] = ()
 
 
-def as_several(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput] | None:
-    """The images of an iterable, or of an array with one dimension more than an image's; None if this is one image, or
-    nothing that could be one."""
-    if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | Mapping):
-        return None
-    if hasattr(images, "read"):  # files are iterable too
-        return None
-    if isinstance(images, Array) and getattr(images, "ndim", 0) in (0, 2, 3):
-        return None
-    return cast("Iterable[ImageInput]", images) if hasattr(images, "__iter__") else None
-
-
-def read_image(source: ImageInput, preprocessing: Preprocessing) -> Image.Image:
-    """`load_image`, as large as the model needs it. A fault that costs the picture nothing is logged as a warning."""
-    image = load_image(source, preprocessing.min_size)
-    if warning := image.info.get("warning"):
-        _log.warning("%s", "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in warning))
-    return image
-
-
-def pixel_batches(images: Iterable[ImageInput], preprocessing: Preprocessing, batch_size: int) -> Iterator[np.ndarray]:
-    """Images as the model takes them, [B, 3, H, W] at a time.
-
-    Raises:
-        CaptionerError: `batch_size` is below 1.
-        ImageError: when its turn has come, an image that cannot be read.
-    """
-    if batch_size < 1:
-        raise CaptionerError(f"batch_size must be at least 1; it is {batch_size}")
-    pixels = (_pixels(image, number, preprocessing) for number, image in enumerate(images))
-    return (np.stack(batch) for batch in iter(lambda: list(islice(pixels, batch_size)), []))
-
-
-def _pixels(image: ImageInput, number: int, preprocessing: Preprocessing) -> np.ndarray:
-    try:
-        return preprocessing(read_image(image, preprocessing))
-    except ImageError as error:
-        if isinstance(image, str | os.PathLike):
-            raise
-        raise ImageError(f"images[{number}], {error.source}", error.reason, error.message) from error
+def caption_of(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer, tags: tuple[Tag, ...] = ()) -> Caption:
+    """Make a caption of an image's hypotheses, best first; all but the best become its alternatives."""
+    best, *others = hypotheses
+    return Caption(
+        text=" ".join(tokenizer.decode(best.token_ids).split()),
+        confidence=math.exp(best.mean_log_prob),
+        tokens=tuple(
+            Token(tokenizer.id_to_token(index), log_prob)
+            for index, log_prob in zip(best.token_ids, best.log_probs, strict=True)
+        ),
+        alternatives=tuple(caption_of([other], tokenizer) for other in others),
+        tags=tags,
+    )
 
 
 def likely_tags(logits: np.ndarray, names: Sequence[str], problem_type: str | None) -> tuple[Tag, ...]:

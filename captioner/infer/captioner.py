@@ -1,22 +1,21 @@
 """`Captioner`: the one object users hold. Images in, captions out.
 
-It loads no torch: an exported model does without.
+It loads no torch, which exported models do without.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast, overload
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from captioner.data.images import ImageInput
 from captioner.decoding.defaults import options_with
 from captioner.decoding.options import GenerationOptions, word_options
+from captioner.errors import CaptionerError
 from captioner.hub.find import find_model
-from captioner.infer.caption import Caption, as_several, pixel_batches
+from captioner.infer.backend import Backend, CaptionStream, Preprocess
+from captioner.infer.caption import Caption
 from captioner.infer.export_format import is_export
-from captioner.model.preprocessing import Preprocessing
+from captioner.infer.inputs import as_several, image_batches
 
 if TYPE_CHECKING:
     import torch
@@ -26,16 +25,13 @@ WORTH_TUNING = 1000
 """Images from which on `Captioner.tune` pays: it takes about as long as captioning 60 of them."""
 
 
-class Captioner(ABC):
-    """A model and all it needs, ready to caption: `TorchCaptioner` or `OnnxCaptioner`, as its files are.
+class Captioner:
+    """A model, ready to caption.
 
     Attributes:
+        backend: what computes: torch, or ONNX Runtime for an exported model.
         name: says in outputs which model wrote a caption.
-        folder: where its files are.
-        precision: of weights and arithmetic; "auto" is that which a model was exported in.
-        batch_size: images captioned at once where nobody says how many.
-        defaults: fields of `GenerationOptions` that the model's `generation_config.json` sets.
-        preprocessing: an upright RGB image -> pixel values [3, H, W], as the model was trained on. Safe in threads.
+        folder: the model's files.
 
     Example:
         >>> cap = Captioner.from_pretrained()
@@ -43,15 +39,23 @@ class Captioner(ABC):
         >>> [caption.text for caption in cap(["a.jpg", "b.jpg"], num_beams=5)]
     """
 
-    name: str
-    folder: Path
-    precision: str
-    batch_size: int = 16
-    defaults: Mapping[str, Any]
-    preprocessing: Preprocessing
+    def __init__(self, backend: Backend, name: str, folder: Path) -> None:
+        """Caption with a loaded model.
 
-    @staticmethod
+        Raises:
+            CaptionerError: the model's own defaults are not valid options.
+        """
+        self.backend = backend
+        self.name = name
+        self.folder = folder
+        try:
+            self.options()
+        except (TypeError, CaptionerError) as error:
+            raise CaptionerError(f"{name}: generation_config.json: {error}") from error
+
+    @classmethod
     def from_pretrained(
+        cls,
         model: str | Path | None = None,
         device: "str | torch.device" = "auto",
         precision: str = "auto",
@@ -71,15 +75,16 @@ class Captioner(ABC):
             CaptionerError: no such model, or one that cannot be read; the message says which and why.
         """
         folder, name = find_model(model)
+        backend: Backend
         if is_export(folder):
-            from captioner.infer.onnx_stream import OnnxCaptioner
+            from captioner.infer.onnx_backend import OnnxBackend
 
-            return OnnxCaptioner(folder, name, device, precision)
-        from captioner.infer.torch_backend import TorchCaptioner
+            backend = OnnxBackend(folder, name, str(device), precision)
+        else:
+            from captioner.infer.torch_backend import TorchBackend
 
-        captioner = TorchCaptioner.load(folder, name, device, precision)
-        captioner.folder = folder
-        return captioner
+            backend = TorchBackend.load(folder, name, device, precision)
+        return cls(backend, name, folder)
 
     @overload
     def __call__(self, images: ImageInput, *, batch_size: int | None = ..., **options: Any) -> Caption: ...
@@ -102,25 +107,25 @@ class Captioner(ABC):
         Args:
             images: an image, or an iterable of images: paths, the bytes of image files, files open for reading bytes,
                 PIL images, arrays or tensors of pixels (see `array_to_image`). An array of four dimensions is a batch.
-            batch_size: images captioned at once; default: the captioner's.
-            prefix: how every caption starts: "a photo of".
+            batch_size: images captioned at once; default: the backend's.
+            prefix: the text that every caption starts with: "a photo of".
             banned_words: words or phrases that no caption uses, as the tokenizer spells them here.
-            forced_words: words or phrases that every caption holds; they need beam search.
-            options: fields of `GenerationOptions`; defaults are the model's own, where it has any.
+            forced_words: words or phrases that every caption contains; they need beam search.
+            options: fields of `GenerationOptions`; unset ones default to the model's own.
 
         Raises:
             ImageError: an image cannot be read; the message names it.
-            CaptionerError: an option is unknown or out of range.
+            CaptionerError: an option is unknown or out of range, or the model cannot do what it asks for.
         """
         several = as_several(images)
         if several is None:
             words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
             return self([cast(ImageInput, images)], batch_size=batch_size, **words, **options)[0]
-        batches = pixel_batches(several, self.preprocessing, self.batch_size if batch_size is None else batch_size)
+        batches = image_batches(several, self.preprocessing, self.batch_size if batch_size is None else batch_size)
         stream = self.stream(self.options(**options | self.word_options(prefix, banned_words, forced_words)))
         captions: list[Caption] = []
-        for pixel_values in batches:
-            captions += stream.add(pixel_values)
+        for batch in batches:
+            captions += stream.add(batch)
         return captions + stream.finish()
 
     def options(self, **given: Any) -> GenerationOptions:
@@ -129,41 +134,37 @@ class Captioner(ABC):
         Raises:
             CaptionerError: an option is unknown or out of range.
         """
-        return options_with(self.defaults, given)
+        return options_with(self.backend.defaults, given)
 
     def word_options(
         self, prefix: str, banned_words: str | Iterable[str], forced_words: str | Iterable[str]
     ) -> dict[str, Any]:
         """Turn the words that `__call__` takes into fields of `GenerationOptions`."""
-        return word_options(self._token_ids, self._start, prefix, banned_words, forced_words)
+        return word_options(self.backend.tokenizer.encode, self.backend.start, prefix, banned_words, forced_words)
 
-    @abstractmethod
     def tune(self, options: GenerationOptions, batch_size: int | None = None) -> None:
-        """Set what a short probe finds fastest on this machine, as images by the thousand are worth: on a CPU bf16 in
-        place of fp32, where `precision` was "auto"; on an accelerator the batch size, unless `batch_size` names it.
+        """Set what a short probe finds fastest on this machine, before captioning images by the thousand: on a CPU bf16
+        in place of fp32 if `precision` was "auto"; on an accelerator the batch size, unless `batch_size` names it.
 
         The batch size on a CPU stays: from 8 images on, sizes differ little there.
         """
+        self.backend.tune(options, batch_size)
 
-    @abstractmethod
-    def stream(self, options: GenerationOptions) -> "CaptionStream":
-        """Where preprocessed images go in, batch after batch, and captions come out."""
+    def stream(self, options: GenerationOptions) -> CaptionStream:
+        """Start captioning preprocessed images: batches go in, captions come out in order."""
+        return self.backend.stream(options)
 
     @property
-    @abstractmethod
-    def _start(self) -> int:
-        """The token that every sequence starts with."""
+    def precision(self) -> str:
+        """Of weights and arithmetic: fp32, bf16, fp16 or int8."""
+        return self.backend.precision
 
-    @abstractmethod
-    def _token_ids(self, text: str) -> tuple[int, ...]:
-        """How the tokenizer spells it, without the end of sequence."""
+    @property
+    def batch_size(self) -> int:
+        """Images captioned at once if the caller does not say how many."""
+        return self.backend.batch_size
 
-
-class CaptionStream(Protocol):
-    """Captions of any number of images, in their order."""
-
-    def add(self, pixel_values: np.ndarray) -> list[Caption]:
-        """Take in a batch of preprocessed images [B, 3, H, W]; give the captions that are next and there by now."""
-
-    def finish(self) -> list[Caption]:
-        """The captions of all images that are left."""
+    @property
+    def preprocessing(self) -> Preprocess:
+        """From an upright RGB image to what `stream` takes. Safe in threads."""
+        return self.backend.preprocessing

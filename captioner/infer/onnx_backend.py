@@ -1,284 +1,139 @@
-"""Captions from an exported folder, with NumPy, Pillow, ONNX Runtime and the library of its tokenizer alone.
+"""The backend of exported models: ONNX Runtime on a CPU."""
 
-Shapes: B images, K captions an image, T tokens so far, P image tokens, L layers, H heads, D width, V vocabulary.
-"""
-
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast, overload
+from typing import Any
 
 import numpy as np
-import onnxruntime
-from onnxruntime import OrtValue
 
-from captioner.data.images import ImageInput
-from captioner.decoding.defaults import options_with
-from captioner.decoding.numpy_search import Hypothesis, search
-from captioner.decoding.options import GenerationOptions, word_options
+from captioner.decoding.options import GenerationOptions
+from captioner.distributed import available_cores
 from captioner.errors import CaptionerError
-from captioner.infer.caption import Caption, Tag, Token, as_several, likely_tags, pixel_batches
-from captioner.infer.export_format import FORMAT_VERSION, MODEL_TYPE
-from captioner.infer.onnx_tokenizer import load_tokenizer
+from captioner.infer.caption import Caption
+from captioner.infer.exported_model import Encoded, ExportedModel
+from captioner.infer.tokenizer import Tokenizer
 from captioner.model.preprocessing import Preprocessing
 
 
-class Encoded(NamedTuple):
-    """Images as the decoder reads them: its cross-attention inputs by name, and tag logits [B, C]."""
+def images_together(batch_size: int) -> int:
+    """Return how many images are decoded together, in two halves: eight batches of them, but not more than 64 images
+    if that is several batches."""
+    return max(batch_size, min(8 * batch_size, 64))
 
-    states: dict[str, OrtValue]
-    tag_logits: np.ndarray
+
+def half_the_threads() -> int:
+    return max(1, available_cores() // 2)
 
 
-class ExportedCaptioner:
-    """An exported model, ready to caption.
+def parts(pixel_values: np.ndarray) -> list[np.ndarray]:
+    """Split a batch for the encoder: two images a thread, because more overflow its cache, and at least two parts."""
+    count = max(2, math.ceil(len(pixel_values) / (2 * half_the_threads())))
+    return np.array_split(pixel_values, min(count, len(pixel_values)))
 
-    Example:
-        >>> cap = ExportedCaptioner("exported")
-        >>> cap("photo.jpg", num_beams=5).text
-    """
 
-    def __init__(self, folder: str | Path, num_threads: int | None = None) -> None:
-        """Read a folder that `captioner export` wrote.
+class OnnxBackend:
+    """A `Backend` whose model is an exported folder. Device and precision were chosen when it was exported."""
 
-        Args:
-            num_threads: for computing; default: one a core.
+    batch_size = 16
 
-        Raises:
-            CaptionerError: no exported model, one of another format, or files that cannot be read.
-        """
-        folder = Path(folder).expanduser()
-        if not (folder / "config.json").is_file():
-            raise CaptionerError(f"{folder}: not an exported model; `captioner export` makes one")
-        with _reading(folder / "config.json") as self.config:
-            if self.config.get("model_type") != MODEL_TYPE:
-                raise ValueError("not that of an exported model; `captioner export` makes one")
-            if (version := self.config.get("format_version")) != FORMAT_VERSION:
-                raise ValueError(f"exported in format {version!r}, and this captioner reads {FORMAT_VERSION}")
-            self.longest, self.tags = int(self.config["max_position_embeddings"]), list(self.config["tags"])
-            self.problem_type = self.config["problem_type"]
-            if self.longest < 1:
-                raise ValueError(f"max_position_embeddings {self.longest} leave no room for a caption")
-        self.tokenizer = load_tokenizer(folder)
-        # An encoder's threads that spin after their work would take the cores from the decoder's.
-        self.encoder = Graph(folder / "encoder.onnx", num_threads, spinning=False)
-        self.decoder = Graph(folder / "decoder.onnx", num_threads, spinning=True)
-        given = {name: shape for name, shape in self.encoder.outputs.items() if name != "tag_logits"}
-        if given != {name: shape for name, shape in self.decoder.inputs.items() if name.startswith("cross_")}:
-            raise CaptionerError(f"{folder}: encoder.onnx and decoder.onnx are not of one model")
-        if len(self.tags) != (seen := self.encoder.outputs.get("tag_logits", (0, 0))[1]):
-            raise CaptionerError(f"{folder / 'config.json'}: {len(self.tags)} tags, and encoder.onnx has {seen}")
-        with _reading(folder / "processor_config.json") as settings:
-            self.preprocessing = Preprocessing(**settings["image_processor"])
-            if (size := self.preprocessing.image_size) != (taken := self.encoder.inputs["pixel_values"][2]):
-                raise ValueError(f"image_size {size}, and encoder.onnx takes {taken}")
-        with _reading(folder / "generation_config.json") as self.defaults:
-            self.start, self.end = self.defaults.pop("decoder_start_token_id"), self.defaults.pop("eos_token_id")
-            for token in (self.start, self.end):
-                if token not in range(self.decoder.vocab_size):
-                    raise ValueError(f"token {token!r}; decoder.onnx has those from 0 to {self.decoder.vocab_size - 1}")
-            self.max_steps(options_with(self.defaults, {}))
-
-    @overload
-    def __call__(self, images: ImageInput, *, batch_size: int = ..., **options: Any) -> Caption: ...
-    @overload
-    def __call__(self, images: Iterable[ImageInput], *, batch_size: int = ..., **options: Any) -> list[Caption]: ...
-    def __call__(
-        self,
-        images: ImageInput | Iterable[ImageInput],
-        *,
-        batch_size: int = 16,
-        prefix: str = "",
-        banned_words: str | Iterable[str] = (),
-        forced_words: str | Iterable[str] = (),
-        **options: Any,
-    ) -> Caption | list[Caption]:
-        """Caption one image, or each of several.
-
-        Args:
-            images: an image, or an iterable of images: paths, the bytes of image files, files open for reading bytes,
-                PIL images, arrays or tensors of pixels (see `array_to_image`). An array of four dimensions is a batch.
-            batch_size: images captioned at once.
-            prefix: how every caption starts: "a photo of".
-            banned_words: words or phrases that no caption uses, as the tokenizer spells them here.
-            forced_words: only the model that was exported knows how to make captions hold these.
-            options: fields of `GenerationOptions`; the defaults are `self.defaults`, then those of the fields.
+    def __init__(self, folder: Path, name: str, device: str = "auto", precision: str = "auto") -> None:
+        """Load the folder; `name` is the model's name in error messages.
 
         Raises:
-            ImageError: an image cannot be read; the message names it.
-            CaptionerError: an option is unknown, out of range, or one that an exported model has not.
+            CaptionerError: the folder cannot be read, or `device` or `precision` is not the export's.
         """
-        several = as_several(images)
-        if several is None:
-            words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
-            return self([cast(ImageInput, images)], batch_size=batch_size, **words, **options)[0]
-        batches = pixel_batches(several, self.preprocessing, batch_size)
-        given = options | word_options(self.token_ids, self.start, prefix, banned_words, forced_words)
-        chosen = options_with(self.defaults, given)
-        self.max_steps(chosen)
-        return [caption for pixel_values in batches for caption in self.caption(pixel_values, chosen)]
+        self.folder = folder
+        self.model = ExportedModel(folder, available_cores())
+        if device not in ("auto", "cpu") or precision not in ("auto", self.precision):
+            raise CaptionerError(f"{name}: an exported model runs on the CPU, in the precision it was exported in")
 
-    def max_steps(self, options: GenerationOptions) -> int:
-        """Return the most new tokens of a caption.
-
-        Raises:
-            CaptionerError: this model cannot do what the options ask for.
-        """
-        if options.force_words_ids or options.num_beam_groups > 1:
-            name = "forced words" if options.force_words_ids else "num_beam_groups"
-            raise CaptionerError(f"an exported model has no {name}; the model it was made from has")
-        return options.max_steps(self.longest, self.decoder.vocab_size, self.end)
-
-    def caption(self, pixel_values: np.ndarray, options: GenerationOptions) -> list[Caption]:
-        """Caption a batch of preprocessed images, float32 [B, 3, height, width]."""
-        self.max_steps(options)
-        if len(pixel_values) == 0:
-            return []
-        return self.decode([self.encode(pixel_values)], options)
-
-    def decode(self, encoded: Sequence[Encoded], options: GenerationOptions) -> list[Caption]:
-        """Caption what was encoded, in one batch or several, together: a step of the decoder costs little more for them
-        all than for one of them."""
-        names = encoded[0].states
-        states = {name: _joined([images.states[name] for images in encoded]) for name in names}
-        tag_logits = np.concatenate([images.tag_logits for images in encoded])
-        decoder = DecoderSteps(self.decoder, states)
-        found = search(decoder, len(tag_logits), options, self.max_steps(options), self.start, self.end)
-        tags = [likely_tags(row, self.tags, self.problem_type) for row in tag_logits]
-        return [self._caption(group, seen) for group, seen in zip(found, tags, strict=True)]
-
-    def token_ids(self, text: str) -> tuple[int, ...]:
-        """How the tokenizer spells it, without the end of sequence."""
-        return tuple(self.tokenizer.encode(text))
-
-    def encode(self, pixel_values: np.ndarray) -> Encoded:
-        """Pixels [B, 3, height, width] -> what the decoder reads of them."""
-        names = list(self.encoder.outputs)
-        pixels = OrtValue.ortvalue_from_numpy(pixel_values)
-        outputs = dict(zip(names, self.encoder.run(names, {"pixel_values": pixels}), strict=True))
-        tag_logits = outputs.pop("tag_logits", None)
-        no_tags = np.empty((len(pixel_values), 0), np.float32)
-        return Encoded(outputs, no_tags if tag_logits is None else tag_logits.numpy())
-
-    def _caption(self, found: list[Hypothesis], tags: tuple[Tag, ...] = ()) -> Caption:
-        best, *others = found
-        words = [index for index in best.token_ids if index != self.end]
-        return Caption(
-            text=" ".join(self.tokenizer.decode(words).split()),
-            confidence=math.exp(sum(best.log_probs) / len(best.log_probs)),
-            tokens=tuple(
-                Token(self.tokenizer.id_to_token(index), log_prob)
-                for index, log_prob in zip(words, best.log_probs, strict=False)
-            ),
-            alternatives=tuple(self._caption([other]) for other in others),
-            tags=tags,
-        )
-
-
-class Graph:
-    """A graph in a file, ready to run.
-
-    Attributes:
-        inputs, outputs: shapes by name, free dimensions by theirs.
-    """
-
-    def __init__(self, path: Path, num_threads: int | None, spinning: bool) -> None:
-        """Read it.
-
-        Raises:
-            CaptionerError: it cannot be read.
-        """
-        self.path = path
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # nothing: errors are raised
-        options.intra_op_num_threads = num_threads or 0  # 0: ONNX Runtime counts the cores
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-        with self._explained():
-            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.inputs = {value.name: value.shape for value in self.session.get_inputs()}
-        self.outputs = {value.name: value.shape for value in self.session.get_outputs()}
+    @cached_property
+    def on_half_the_threads(self) -> ExportedModel:
+        return ExportedModel(self.folder, half_the_threads())
 
     @property
-    def vocab_size(self) -> int:
-        """Of a decoder."""
-        return self.outputs["logits"][2]
+    def precision(self) -> str:
+        return self.model.precision
 
-    def run(self, names: list[str], inputs: dict[str, OrtValue]) -> list[OrtValue]:
-        """The outputs of these names, in ONNX Runtime's memory.
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        return self.model.defaults
 
-        Raises:
-            CaptionerError: it does not go with these inputs, or with the memory there is.
-        """
-        with self._explained():
-            return self.session.run_with_ort_values(names, inputs)
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.model.preprocessing
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # ONNX Runtime's own have no common base
-            raise CaptionerError(f"{self.path}: {' '.join(str(error).split())[:300]}") from error
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.model.tokenizer
 
+    @property
+    def start(self) -> int:
+        return self.model.start
 
-class DecoderSteps:
-    """The decoder with its caches, which stay in ONNX Runtime's memory: the `Decoder` of `search`."""
+    @property
+    def longest(self) -> int:
+        return self.model.longest
 
-    def __init__(self, graph: Graph, cross_states: dict[str, OrtValue]) -> None:
-        """`cross_states`: 2 L arrays [B, P, D], one for an image however many its captions."""
-        self.graph = graph
-        self.cross_states = cross_states
-        self.vocab_size = graph.vocab_size
-        images = next(iter(cross_states.values())).shape()[0]
-        self.self_states: dict[str, OrtValue] = {}  # [B, 0, D] at first, then [B * K, T, D]
-        for name, shape in graph.inputs.items():
-            if name.startswith("self_"):
-                empty = np.zeros((images, 0, shape[2]), dtype=np.float32)
-                self.self_states[name] = OrtValue.ortvalue_from_numpy(empty)
+    def tune(self, options: GenerationOptions, batch_size: int | None) -> None:
+        """Do nothing: the export has settled the precision, and batch sizes differ little."""
 
-    def step(self, token_ids: np.ndarray, rows: np.ndarray, num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
-        """The newest tokens [B, K], each behind what row `rows[b, k]` of the step before has -> the most probable next
-        tokens and their log-probabilities, both [B, K, `num_candidates`], best first."""
-        next_ids, log_probs = self._run(["token_ids", "log_probs"], token_ids, rows, num_candidates)
-        return next_ids, log_probs
-
-    def logits(self, token_ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """As `step`, all logits [B, K, V]."""
-        (logits,) = self._run(["logits"], token_ids, rows, 1)
-        return logits
-
-    def _run(self, names: list[str], token_ids: np.ndarray, rows: np.ndarray, num_candidates: int) -> list[np.ndarray]:
-        count = np.array(min(num_candidates, self.vocab_size))
-        arrays = {"input_ids": token_ids, "rows": rows, "num_candidates": count}
-        inputs = {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
-        wanted = [*names, *(f"new_{name}" for name in self.self_states)]
-        results = self.graph.run(wanted, {**inputs, **self.self_states, **self.cross_states})
-        self.self_states = dict(zip(self.self_states, results[len(names) :], strict=True))
-        return [result.numpy() for result in results[: len(names)]]
-
-    def keep(self, images: list[int]) -> None:
-        """Only these of the B images go on."""
-        self.cross_states = {
-            name: OrtValue.ortvalue_from_numpy(state.numpy()[images]) for name, state in self.cross_states.items()
-        }
+    def stream(self, options: GenerationOptions) -> "OnnxStream":
+        return OnnxStream(self, options)
 
 
-def _joined(parts: list[OrtValue]) -> OrtValue:
-    return parts[0] if len(parts) == 1 else OrtValue.ortvalue_from_numpy(np.concatenate([x.numpy() for x in parts]))
+class OnnxStream:
+    """Encodes two parts of a batch at a time, each with half the threads, then decodes the halves of several batches in
+    the same way: a decoder's small steps keep few threads busy, and cost little more for many images than for few. A
+    single image has all threads while no other is in progress."""
 
+    def __init__(self, backend: OnnxBackend, options: GenerationOptions) -> None:
+        backend.model.max_steps(options)  # refuse what this model cannot do before the first batch
+        self.backend = backend
+        self.options = options
+        self.pool = ThreadPoolExecutor(2)
+        self.encoded: list[Future[Encoded]] = []
+        self.waiting = 0  # images in `encoded`, none of which is being decoded yet
+        self.decoded: deque[Future[list[Caption]]] = deque()
 
-@contextmanager
-def _reading(path: Path) -> Iterator[dict[str, Any]]:
-    """A JSON file's content; what is wrong with it is told with the file's name."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-        yield content
-    except OSError as error:
-        raise CaptionerError(f"{path}: {error.strerror}") from error
-    except KeyError as error:
-        raise CaptionerError(f"{path}: without {error}") from error
-    except (TypeError, ValueError, CaptionerError) as error:
-        raise CaptionerError(f"{path}: {error}") from error
+    def add(self, images: Sequence[np.ndarray] | np.ndarray) -> list[Caption]:
+        pixel_values = np.asarray(images)
+        self.waiting += len(pixel_values)
+        model = self._model()
+        for part in parts(pixel_values):
+            self.encoded.append(self.pool.submit(model.encode, part))
+        if self.waiting >= images_together(len(pixel_values)):
+            self._decode()
+        return self._captions(left=2)
+
+    def finish(self) -> list[Caption]:
+        self._decode()
+        captions = self._captions(left=0)
+        self.pool.shutdown()
+        return captions
+
+    def _model(self) -> ExportedModel:
+        is_alone = self.waiting == 1 and not self.decoded
+        return self.backend.model if is_alone else self.backend.on_half_the_threads
+
+    def _decode(self) -> None:
+        model, middle = self._model(), len(self.encoded) // 2
+        for half in (self.encoded[:middle], self.encoded[middle:]):
+            if half:
+                self.decoded.append(self.pool.submit(self._decode_together, model, half))
+        self.encoded, self.waiting = [], 0
+
+    def _decode_together(self, model: ExportedModel, encoded: list[Future[Encoded]]) -> list[Caption]:
+        """Wait for the encoders, which the pool started earlier, and decode."""
+        return model.decode([images.result() for images in encoded], self.options)
+
+    def _captions(self, left: int) -> list[Caption]:
+        """Return what is ready, in order; wait until no more than `left` parts are being decoded."""
+        captions: list[Caption] = []
+        while self.decoded and (len(self.decoded) > left or self.decoded[0].done()):
+            captions += self.decoded.popleft().result()
+        return captions

@@ -1,7 +1,8 @@
-"""A trained checkpoint in `Captioner`'s place: computed by torch."""
+"""The backend of trained checkpoints: torch."""
 
-import math
+import copy
 from collections import deque
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -10,40 +11,41 @@ import torch
 from torch import Tensor
 
 from captioner.cpu.memory import reuse_blocks
-from captioner.cpu.packed_linears import pack_linears
+from captioner.cpu.packed_linears import multiplies_bf16, pack_linears
 from captioner.cpu.threads import brief_waits
 from captioner.data.captions import encode_texts
 from captioner.decoding.cuda_graph import Captures
 from captioner.decoding.defaults import generation_defaults
+from captioner.decoding.hypothesis import Hypothesis
 from captioner.decoding.options import GenerationOptions
-from captioner.decoding.stream import GenerationStream, Hypothesis
+from captioner.decoding.stream import GenerationStream
 from captioner.distributed import this_process
 from captioner.errors import CaptionerError
 from captioner.hub.load import load_model
-from captioner.infer.autotune import best_batch_size, faster_precision
-from captioner.infer.caption import Caption, Tag, Token, likely_tags
-from captioner.infer.captioner import Captioner
+from captioner.infer.autotune import best_batch_size, is_worth_rounding
+from captioner.infer.caption import Caption, Tag, caption_of, likely_tags
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class TorchCaptioner(Captioner):
-    """A `Captioner` whose model is a `CaptionerForConditionalGeneration`."""
+class TorchBackend:
+    """A `Backend` whose model is a `CaptionerForConditionalGeneration`."""
+
+    batch_size = 16
 
     def __init__(
         self,
         model: CaptionerForConditionalGeneration,
         processor: CaptionerProcessor,
-        name: str,
         device: str | torch.device = "auto",
         precision: str = "auto",
     ) -> None:
-        """Move `model` to `device` and `precision`; `name` says in outputs which model wrote a caption.
+        """Move `model` to `device` and `precision`.
 
         Raises:
-            CaptionerError: there is no such device or precision; the model's generation defaults are no options.
+            CaptionerError: there is no such device or precision.
         """
         self.device = _device(device)
         self.precision = _precision(precision, self.device)
@@ -55,78 +57,67 @@ class TorchCaptioner(Captioner):
             reuse_blocks()
         self.captures = Captures() if self.device.type == "cuda" else None
         self.defaults = generation_defaults(model.generation_config)
-        try:
-            self.options()
-        except (TypeError, CaptionerError) as error:
-            raise CaptionerError(f"{name}: generation_config.json: {error}") from error
+        self.start = model.config.decoder_start_token_id
+        self.longest = model.config.max_position_embeddings
         self.processor = processor
+        self.tokenizer = ProcessorTokenizer(processor)
         self.preprocessing = processor.image_processor.preprocessing
-        self.name = name
 
     @classmethod
-    def load(cls, folder: Path, name: str, device: str | torch.device, precision: str) -> "TorchCaptioner":
+    def load(cls, folder: Path, name: str, device: str | torch.device, precision: str) -> "TorchBackend":
         """Read a checkpoint's folder.
 
         Raises:
             CaptionerError: it cannot be read, or there is no such device or precision.
         """
         _precision(precision, _device(device))  # a wrong name should not cost the reading of weights
-        return cls(*load_model(folder, name), name, device, precision)
+        return cls(*load_model(folder, name), device, precision)
 
-    def tune(self, options: GenerationOptions, batch_size: int | None = None) -> None:
+    def tune(self, options: GenerationOptions, batch_size: int | None) -> None:
         if self.device.type != "cpu":
-            self.batch_size = batch_size or best_batch_size(self, options)
-        elif self.may_round and this_process().count == 1:  # several would have to agree
-            faster = faster_precision(self, options)
-            self.model, self.dtype, self.precision = faster.model, faster.dtype, faster.precision
+            self.batch_size = batch_size or best_batch_size(self, options, self.captures)
+        elif self.may_round and this_process().count == 1 and multiplies_bf16():  # several would have to agree
+            rounded = TorchBackend(copy.deepcopy(self.model), self.processor, self.device, "bf16")
+            if is_worth_rounding(self, rounded, options):
+                self.model, self.dtype, self.precision = rounded.model, rounded.dtype, rounded.precision
             self.may_round = False
 
-    @property
-    def _start(self) -> int:
-        return self.model.config.decoder_start_token_id
-
-    def _token_ids(self, text: str) -> tuple[int, ...]:
-        return tuple(encode_texts(self.processor.tokenizer, [text])[0])
-
-    def stream(self, options: GenerationOptions) -> "TorchCaptionStream":
-        return TorchCaptionStream(self, options)
-
-    def _tags(self, encoder_hidden_states: Tensor) -> list[tuple[Tag, ...]]:
-        head, config = self.model.heads.tags, self.model.config
-        if head is None:
-            return [()] * len(encoder_hidden_states)
-        logits = head(encoder_hidden_states).float().cpu().numpy()
-        return [likely_tags(row, config.tags, config.problem_type) for row in logits]
-
-    def _caption(self, hypotheses: list[Hypothesis], tags: tuple[Tag, ...] = ()) -> Caption:
-        best, *others = hypotheses
-        tokenizer = self.processor.tokenizer
-        pieces = tokenizer.convert_ids_to_tokens(list(best.token_ids))
-        text = self.processor.batch_decode([list(best.token_ids)], skip_special_tokens=True)[0]
-        return Caption(
-            text=" ".join(text.split()),
-            confidence=math.exp(best.mean_log_prob),
-            tokens=tuple(Token(piece or "", value) for piece, value in zip(pieces, best.log_probs, strict=True)),
-            alternatives=tuple(self._caption([other]) for other in others),
-            tags=tags,
-        )
+    def stream(self, options: GenerationOptions) -> "TorchStream":
+        return TorchStream(self, options)
 
 
-class TorchCaptionStream:
-    """A `GenerationStream` with images before it and words behind it. On a CUDA device it works a batch behind."""
+class ProcessorTokenizer:
+    """The tokenizer of a transformers processor as a `Tokenizer`."""
 
-    def __init__(self, captioner: TorchCaptioner, options: GenerationOptions) -> None:
-        self.captioner = captioner
-        self.generation = GenerationStream(captioner.model, options, self._encode, captioner.captures)
-        self.copies = CudaCopies(captioner.device, captioner.dtype) if captioner.device.type == "cuda" else None
-        self.tags: deque[tuple[Tag, ...]] = deque()  # of the images whose captions are not there yet
-        self.computing = brief_waits if captioner.device.type == "cpu" else nullcontext
+    def __init__(self, processor: CaptionerProcessor) -> None:
+        self.processor = processor
 
-    def add(self, pixel_values: np.ndarray) -> list[Caption]:
-        pixels = torch.from_numpy(pixel_values)
+    def encode(self, text: str) -> list[int]:
+        return encode_texts(self.processor.tokenizer, [text])[0]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self.processor.batch_decode([list(ids)], skip_special_tokens=True)[0]
+        return text
+
+    def id_to_token(self, index: int) -> str:
+        return self.processor.tokenizer.convert_ids_to_tokens(index) or ""
+
+
+class TorchStream:
+    """A `GenerationStream` that takes images and returns captions. On a CUDA device it works one batch behind."""
+
+    def __init__(self, backend: TorchBackend, options: GenerationOptions) -> None:
+        self.backend = backend
+        self.generation = GenerationStream(backend.model, options, self._encode, backend.captures)
+        self.copies = CudaCopies(backend.device, backend.dtype) if backend.device.type == "cuda" else None
+        self.tags: deque[tuple[Tag, ...]] = deque()  # of the images whose captions are not ready
+        self.computing = brief_waits if backend.device.type == "cpu" else nullcontext
+
+    def add(self, images: Sequence[np.ndarray] | np.ndarray) -> list[Caption]:
+        pixels = torch.from_numpy(np.asarray(images))
         if self.copies is None:
             with self.computing():
-                return self._decode(pixels.to(self.captioner.device))
+                return self._decode(pixels.to(self.backend.device))
         before = self.copies.take()
         self.copies.send(pixels)
         return [] if before is None else self._decode(before)
@@ -138,21 +129,28 @@ class TorchCaptionStream:
             return captions + self._captions(self.generation.finish())
 
     def _encode(self, pixel_values: Tensor) -> Tensor:
-        """On a CPU a few images at a time, whose tensors are small enough for the C library to use their memory again:
-        by `reuse_blocks`, blocks of up to 31 MiB."""
+        """On a CPU a few images at a time, so that the C library can reuse the memory of their tensors (`reuse_blocks`:
+        blocks of up to 31 MiB)."""
         on_cpu = pixel_values.device.type == "cpu"
         parts = pixel_values.split(max(4, 2 * torch.get_num_threads())) if on_cpu else (pixel_values,)
-        image_tokens = [self.captioner.model.encoder(pixel_values=part).last_hidden_state for part in parts]
+        image_tokens = [self.backend.model.encoder(pixel_values=part).last_hidden_state for part in parts]
         return image_tokens[0] if len(parts) == 1 else torch.cat(image_tokens)
 
     @torch.inference_mode()
     def _decode(self, pixel_values: Tensor) -> list[Caption]:
         groups = self.generation.add(pixel_values)
-        self.tags.extend(self.captioner._tags(self.generation.image_tokens[: len(pixel_values)]))
+        self.tags.extend(self._tags(self.generation.image_tokens[: len(pixel_values)]))
         return self._captions(groups)
 
+    def _tags(self, encoder_hidden_states: Tensor) -> list[tuple[Tag, ...]]:
+        head, config = self.backend.model.heads.tags, self.backend.model.config
+        if head is None:
+            return [()] * len(encoder_hidden_states)
+        logits = head(encoder_hidden_states).float().cpu().numpy()
+        return [likely_tags(row, config.tags, config.problem_type) for row in logits]
+
     def _captions(self, groups: list[list[Hypothesis]]) -> list[Caption]:
-        return [self.captioner._caption(group, self.tags.popleft()) for group in groups]
+        return [caption_of(group, self.backend.tokenizer, self.tags.popleft()) for group in groups]
 
 
 class CudaCopies:

@@ -21,8 +21,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from captioner.config import RewardConfig
 from captioner.cpu.packed_linears import packed_linears
 from captioner.data.batches import Batch, send
+from captioner.decoding.hypothesis import Hypothesis
 from captioner.decoding.options import GenerationOptions
-from captioner.decoding.stream import Hypothesis, generate
+from captioner.decoding.stream import generate
 from captioner.metrics.cider import CiderDReward
 from captioner.metrics.ptb import tokenize
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration

@@ -9,7 +9,7 @@ from PIL import Image
 
 from captioner import cli
 from captioner.infer.captioner import Captioner
-from captioner.infer.torch_backend import TorchCaptionStream
+from captioner.infer.torch_backend import TorchStream
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_images_of_which_none_can_be_read_are_an_error(evaluate, own_captions, t
 def test_a_place_where_nothing_can_be_written_is_refused_before_anything_is_captioned(
     evaluate, own_captions, tmp_path, monkeypatch, option
 ):
-    monkeypatch.setattr(TorchCaptionStream, "add", None)
+    monkeypatch.setattr(TorchStream, "add", None)
     status, _, err = evaluate("--data", tmp_path / "data.csv", option, tmp_path / "no" / "where.json")
     assert status == 2 and f"where.json: there is no folder {tmp_path}" in err
 
@@ -96,7 +96,7 @@ def test_a_place_where_nothing_can_be_written_is_refused_before_anything_is_capt
 def test_one_file_for_two_outputs_is_refused_before_anything_is_captioned(
     evaluate, own_captions, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(TorchCaptionStream, "add", None)
+    monkeypatch.setattr(TorchStream, "add", None)
     same = tmp_path / "x.json", tmp_path / "photos" / ".." / "x.json"
     (tmp_path / "photos").mkdir()
     status, _, err = evaluate("--data", tmp_path / "data.csv", "-o", same[0], "--predictions", same[1])
@@ -104,6 +104,6 @@ def test_one_file_for_two_outputs_is_refused_before_anything_is_captioned(
 
 
 def test_an_unknown_metric_is_refused_before_anything_is_captioned(evaluate, own_captions, tmp_path, monkeypatch):
-    monkeypatch.setattr(TorchCaptionStream, "add", None)
+    monkeypatch.setattr(TorchStream, "add", None)
     status, _, err = evaluate("--data", tmp_path / "data.csv", "--metrics", "CIDEr,FOO")
     assert status == 2 and "unknown metric 'FOO'" in err

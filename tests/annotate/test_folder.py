@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from captioner import cli
 from captioner.annotate import pipeline
 from captioner.annotate.folder import OutputFile
-from captioner.infer import autotune
+from captioner.infer import autotune, torch_backend
 from captioner.infer.captioner import Captioner
-from captioner.infer.torch_backend import TorchCaptionStream
+from captioner.infer.torch_backend import TorchStream
 from captioner.model.preprocessing import Preprocessing
 
 INFER = Path(__file__).parents[2] / "infer.py"
@@ -609,7 +609,7 @@ def on_a_small_disk(init: Callable[..., None]) -> Callable[..., None]:
 
 @pytest.mark.parametrize("output", ["out.jsonl", "out.errors.jsonl", "out.jsonl.part"])
 def test_a_place_that_is_taken_is_refused_before_anything_is_captioned(annotate, photos, monkeypatch, output):
-    monkeypatch.setattr(TorchCaptionStream, "add", None)
+    monkeypatch.setattr(TorchStream, "add", None)
     if output == "out.jsonl.part":
         Path(output).write_text("a file")
     else:
@@ -689,7 +689,7 @@ def test_a_name_that_the_console_lacks_is_escaped(infer_in_a_shell, photos, enco
 
 def test_a_journal_of_another_run_is_not_mixed_in(annotate, photos, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(TorchCaptionStream, "add", stop)
+        patched.setattr(TorchStream, "add", stop)
         outcome = annotate(photos, "-o", "out.jsonl")
         assert (outcome.status, outcome.err) == (130, "stopped; repeat the command to resume from out.jsonl.part\n")
     for other in (("--num-beams", 2), ("--precision", "bf16")):
@@ -715,14 +715,14 @@ def test_many_images_are_captioned_as_a_probe_finds_fastest_and_a_resumed_run_as
 ):
     speeds = {"bf16": 2.0, "fp32": 1.0}
     monkeypatch.setattr("captioner.infer.captioner.WORTH_TUNING", 11)
-    monkeypatch.setattr(autotune, "images_per_second", lambda captioner, *_, **__: speeds[captioner.precision])
-    monkeypatch.setattr(autotune, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(autotune, "images_per_second", lambda backend, *_, **__: speeds[backend.precision])
+    monkeypatch.setattr(torch_backend, "multiplies_bf16", lambda: True)
     assert annotate(photos, "-o", "out.jsonl").err == "precision bf16, batches of 16\n11 captioned, 0 failed\n"
     assert annotate(photos).err == "", "no word beside a table in a pipe"
     annotate(photos, "-o", "given.jsonl", "--precision", "bf16")
     assert Path("out.jsonl").read_text() == Path("given.jsonl").read_text()
     with monkeypatch.context() as patched:
-        patched.setattr(TorchCaptionStream, "add", stop)
+        patched.setattr(TorchStream, "add", stop)
         assert annotate(photos, "-o", "out.jsonl").status == 130
     speeds["fp32"] = 3.0
     assert annotate(photos, "-o", "out.jsonl").err == "precision bf16, batches of 16\n11 captioned, 0 failed\n"

@@ -41,7 +41,7 @@ from captioner.decoding.stream import GenerationOptions, generate
 from captioner.errors import CaptionerError
 from captioner.hub.load import load_model
 from captioner.infer.captioner import Captioner
-from captioner.infer.onnx_tokenizer import load_tokenizer
+from captioner.infer.tokenizer import load_tokenizer
 from captioner.train.trainer import Trainer, train
 
 END = "<|endoftext|>"
@@ -223,14 +223,14 @@ def test_banned_and_forced_words_are_spelled_as_in_the_middle_of_a_caption(conve
     """GPT-2 has a token for " dogs" and others for "dogs"."""
     captioner = Captioner.from_pretrained(converted["vit"], device="cpu")
     words = captioner.word_options(" two dogs ", ["dogs", " play  in "], "dogs")
-    (within,), (alone,) = (encode_texts(captioner.processor.tokenizer, [text]) for text in (" dogs", "dogs"))
-    start = captioner.model.config.decoder_start_token_id
+    (within,), (alone,) = (encode_texts(captioner.backend.processor.tokenizer, [text]) for text in (" dogs", "dogs"))
+    start = captioner.backend.model.config.decoder_start_token_id
     assert within != alone
     assert words["force_words_ids"] == (tuple(within),)
     assert words["banned_ids"][0] == tuple(within) and (start, *alone) in words["banned_ids"]
-    texts = [captioner.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in words["banned_ids"]]
+    texts = [captioner.backend.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in words["banned_ids"]]
     assert texts == [" dogs", " play in", "dogs", "play in"]
-    assert captioner.processor.tokenizer.decode(words["prefix_ids"]) == "two dogs"
+    assert captioner.backend.processor.tokenizer.decode(words["prefix_ids"]) == "two dogs"
 
 
 @pytest.fixture
@@ -270,9 +270,9 @@ def test_it_learns_on(converted, photos, recipe, tmp_path):
 WITHOUT_TORCH = """
 import sys
 sys.modules.update(dict.fromkeys(["torch", "torchvision", "transformers", "timm", "sentencepiece"]))
-from captioner.infer.onnx_backend import ExportedCaptioner
+from captioner import Captioner
 
-print(ExportedCaptioner(sys.argv[1])(sys.argv[2]).text)
+print(Captioner.from_pretrained(sys.argv[1])(sys.argv[2]).text)
 """
 
 

@@ -41,7 +41,7 @@ def test_pixels_are_those_that_a_captioner_sees(
 ) -> None:
     captioner = Captioner.from_pretrained(tiny_captioner)
     seen: list[torch.Tensor] = []
-    captioner.model.encoder.register_forward_pre_hook(
+    captioner.backend.model.encoder.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append([*args, *kwargs.values()][0]), with_kwargs=True
     )
     captioner(photos, batch_size=1)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from captioner.decoding.hypothesis import Hypothesis
 from captioner.decoding.options import GenerationOptions
-from captioner.decoding.stream import Hypothesis, generate
+from captioner.decoding.stream import generate
 from captioner.errors import CaptionerError
 from captioner.hub.load import load_model
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
@@ -17,7 +18,7 @@ for library in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(library, reason=f"an export is made for these tests: {library}, of 'captioner[export]'")
 
 from captioner.decoding.numpy_search import search  # noqa: E402
-from captioner.infer.onnx_backend import DecoderSteps, ExportedCaptioner  # noqa: E402
+from captioner.infer.exported_model import DecoderSteps, ExportedModel  # noqa: E402
 
 OPTIONS = {
     "greedy": {"num_beams": 1},
@@ -59,8 +60,8 @@ def network(tagged_captioner: Path) -> CaptionerForConditionalGeneration:
 
 
 @pytest.fixture(scope="module")
-def runtime(exported: Path) -> ExportedCaptioner:
-    return ExportedCaptioner(exported)
+def runtime(exported: Path) -> ExportedModel:
+    return ExportedModel(exported, 2)
 
 
 @pytest.fixture(scope="module")
@@ -68,21 +69,9 @@ def pixel_values() -> np.ndarray:
     return np.random.default_rng(1).standard_normal((40, 3, 32, 32), dtype=np.float32)
 
 
-def searched(
-    runtime: ExportedCaptioner, pixel_values: np.ndarray, options: GenerationOptions
-) -> list[list[Hypothesis]]:
-    """The export's captions in the torch engine's form."""
+def searched(runtime: ExportedModel, pixel_values: np.ndarray, options: GenerationOptions) -> list[list[Hypothesis]]:
     decoder, longest = DecoderSteps(runtime.decoder, runtime.encode(pixel_values)[0]), runtime.max_steps(options)
-    groups = search(decoder, len(pixel_values), options, longest, runtime.start, runtime.end)
-    return [
-        [
-            Hypothesis(one.token_ids[:-1], one.log_probs[:-1], one.log_probs[-1])
-            if one.token_ids[-1] == runtime.end
-            else Hypothesis(one.token_ids, one.log_probs, None)
-            for one in group
-        ]
-        for group in groups
-    ]
+    return search(decoder, len(pixel_values), options, longest, runtime.start, runtime.end)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -6,9 +6,10 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from captioner.decoding import cuda_graph
+from captioner.decoding.hypothesis import Hypothesis
 from captioner.decoding.options import GenerationOptions
 from captioner.decoding.step_decoder import StepDecoder
-from captioner.decoding.stream import GenerationStream, Hypothesis, generate, rounded_up
+from captioner.decoding.stream import GenerationStream, generate, rounded_up
 from captioner.errors import CaptionerError
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 

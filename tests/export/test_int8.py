@@ -19,7 +19,8 @@ from captioner.export import int8  # noqa: E402
 from captioner.export import onnx as module  # noqa: E402
 from captioner.export.rewrites import split_projections  # noqa: E402
 from captioner.hub.load import load_model  # noqa: E402
-from captioner.infer.onnx_backend import DecoderSteps, ExportedCaptioner  # noqa: E402
+from captioner.infer.captioner import Captioner  # noqa: E402
+from captioner.infer.exported_model import DecoderSteps, ExportedModel  # noqa: E402
 
 
 def error(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -91,22 +92,22 @@ def test_attention_to_images_is_what_it_was_for_one_caption_and_for_beams(
     token_ids = np.random.default_rng(0).integers(0, 20, (3, 4, 5))
     logits: list[list[np.ndarray]] = []
     for folder in (exported, whole):
-        captioner = ExportedCaptioner(folder)
-        size = captioner.preprocessing.image_size
-        states, _ = captioner.encode(np.random.default_rng(1).standard_normal((3, 3, size, size), dtype=np.float32))
+        model = ExportedModel(folder, 2)
+        size = model.preprocessing.image_size
+        states, _ = model.encode(np.random.default_rng(1).standard_normal((3, 3, size, size), dtype=np.float32))
         for captions in (1, 4):
-            decoder, rows = DecoderSteps(captioner.decoder, states), np.arange(3)[:, None].repeat(captions, axis=1)
+            decoder, rows = DecoderSteps(model.decoder, states), np.arange(3)[:, None].repeat(captions, axis=1)
             logits.append([])
             for step in range(5):
                 logits[-1].append(decoder.logits(token_ids[:, :captions, step], rows))
                 rows = np.arange(3 * captions).reshape(3, captions)
     for true, found in ((logits[0], logits[2]), (logits[1], logits[3])):
         assert error(np.stack(found), np.stack(true)) < 0.015
-    kinds = {value.name: value.type for value in captioner.decoder.session.get_inputs()}
+    kinds = {value.name: value.type for value in model.decoder.session.get_inputs()}
     assert kinds["cross_key_0"] == kinds["cross_value_1"] == "tensor(int8)"
     for graph in ("encoder.onnx", "decoder.onnx"):
         module._convert(whole / graph, "int8")
-    assert ExportedCaptioner(whole)(photos[0], num_beams=3).text
+    assert Captioner.from_pretrained(whole)(photos[0], num_beams=3).text
     assert "quantized" not in caplog.text, "attention in int8 is not a model quantised before"
 
 

@@ -20,7 +20,6 @@ import onnx  # noqa: E402
 
 from captioner.export import onnx as module  # noqa: E402
 from captioner.export.onnx import OPSET, export_model  # noqa: E402
-from captioner.infer.onnx_backend import ExportedCaptioner  # noqa: E402
 
 
 @pytest.fixture
@@ -106,18 +105,19 @@ def test_the_generation_settings_of_a_checkpoint_are_the_defaults_of_its_export(
     settings |= {"num_beams": 2, "max_length": 7, "min_new_tokens": 5, "no_repeat_ngram_size": 1, "length_penalty": 0.5}
     (other / "generation_config.json").write_text(json.dumps(settings))
     export_model(other, tmp_path / "out")
-    captioner = ExportedCaptioner(tmp_path / "out")
+    captioner = Captioner.from_pretrained(tmp_path / "out")
     same = {"num_beams": 2, "max_new_tokens": 6, "min_new_tokens": 5, "no_repeat_ngram_size": 1, "length_penalty": 0.5}
     expected = Captioner.from_pretrained(tagged_captioner, device="cpu")(photos, **same)
     assert [caption.text for caption in captioner(photos)] == [caption.text for caption in expected]
     assert max(len(caption.tokens) for caption in captioner(photos, max_new_tokens=9)) == 9
-    assert captioner.defaults == same
+    assert captioner.backend.defaults == same
 
 
 def test_its_card_says_what_it_is(exported, tagged_captioner):
     card = ModelCard.load(exported / "README.md")
     assert card.data.to_dict() == {"library_name": "captioner", "pipeline_tag": "image-to-text"}
-    assert f"# {tagged_captioner}, exported to ONNX (fp32)" in card.text and 'ExportedCaptioner("fp32")' in card.text
+    for words in (f"# {tagged_captioner}, exported to ONNX (fp32)", 'Captioner.from_pretrained("fp32")'):
+        assert words in card.text
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from captioner import Captioner
 from captioner.cli import app
 from captioner.errors import CaptionerError
 from captioner.hub.average import average_models
+from captioner.hub.load import load_model
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def test_the_mean_of_three_is_a_captioner(
     sources = [str(tiny_captioner), str(tmp_path / "b"), str(tmp_path / "run")]  # a training's folder: its best
     done = CliRunner().invoke(app, ["average", *sources, "-o", str(tmp_path / "mean")])
     assert done.exit_code == 0, done.output
-    before = Captioner.from_pretrained(tiny_captioner).model.state_dict()
-    after = Captioner.from_pretrained(tmp_path / "mean").model.state_dict()
+    before = load_model(tiny_captioner, "tiny")[0].state_dict()
+    after = load_model(tmp_path / "mean", "mean")[0].state_dict()
     assert after.keys() == before.keys()
     assert all(torch.allclose(after[key], before[key] * 2 + 1, atol=1e-5) for key in before)
     assert "the mean of" in (tmp_path / "mean" / "README.md").read_text(encoding="utf-8")
@@ -56,11 +56,11 @@ def test_the_mean_of_three_is_a_captioner(
 def test_what_is_not_the_same_model_is_refused(
     tiny_captioner: Path, tmp_path: Path, changes: dict[str, int], unlike: str
 ) -> None:
-    captioner = Captioner.from_pretrained(tiny_captioner)
+    model, processor = load_model(tiny_captioner, "tiny")
     for field, value in changes.items():
-        setattr(captioner.model.config, field, value)
-    type(captioner.model)(captioner.model.config).save_pretrained(tmp_path / "other")
-    captioner.processor.save_pretrained(tmp_path / "other")
+        setattr(model.config, field, value)
+    type(model)(model.config).save_pretrained(tmp_path / "other")
+    processor.save_pretrained(tmp_path / "other")
     with pytest.raises(CaptionerError, match=rf"other: differs from .* in {unlike}$"):
         average_models([tiny_captioner, tmp_path / "other"], tmp_path / "mean")
     assert not list(tmp_path.glob("mean*"))

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from captioner.decoding.options import GenerationOptions
-from captioner.infer import autotune
+from captioner.infer import autotune, torch_backend
+from captioner.infer.backend import Backend
 from captioner.infer.captioner import Captioner
 
 
@@ -15,16 +16,16 @@ def cap(tiny_captioner: Path) -> Captioner:
     return Captioner.from_pretrained(tiny_captioner, device="cpu")
 
 
-def speeds_by(monkeypatch: pytest.MonkeyPatch, speed: Callable[[Captioner, int], float]) -> list[int]:
+def speeds_by(monkeypatch: pytest.MonkeyPatch, speed: Callable[[Backend, int], float]) -> list[int]:
     """Let probes find these; gives the batch sizes probed."""
     probed: list[int] = []
 
-    def images_per_second(captioner: Captioner, options: GenerationOptions, batch_size: int, tokens: int) -> float:
+    def images_per_second(backend: Backend, options: GenerationOptions, batch_size: int, tokens: int) -> float:
         probed.append(batch_size)
-        return speed(captioner, batch_size)
+        return speed(backend, batch_size)
 
     monkeypatch.setattr(autotune, "images_per_second", images_per_second)
-    monkeypatch.setattr(autotune, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(torch_backend, "multiplies_bf16", lambda: True)
     return probed
 
 
@@ -39,17 +40,17 @@ def speeds_by(monkeypatch: pytest.MonkeyPatch, speed: Callable[[Captioner, int],
     ],
 )
 def test_speed_is_measured_whatever_the_options(cap: Captioner, options: dict) -> None:
-    assert autotune.images_per_second(cap, GenerationOptions(**options), batch_size=2, num_tokens=40) > 0
+    assert autotune.images_per_second(cap.backend, GenerationOptions(**options), batch_size=2, num_tokens=40) > 0
 
 
 @pytest.mark.parametrize(("speed", "expected"), [(1.1, "fp32"), (1.3, "bf16")])
 def test_bf16_is_taken_where_it_is_clearly_faster(
     cap: Captioner, monkeypatch: pytest.MonkeyPatch, speed: float, expected: str
 ) -> None:
-    probed = speeds_by(monkeypatch, lambda captioner, size: speed if captioner.precision == "bf16" else 1.0)
+    probed = speeds_by(monkeypatch, lambda backend, size: speed if backend.precision == "bf16" else 1.0)
     cap.tune(GenerationOptions())
     assert cap.precision == expected and len(probed) == 2
-    assert {parameter.dtype for parameter in cap.model.parameters()} == {cap.dtype}
+    assert {parameter.dtype for parameter in cap.backend.model.parameters()} == {cap.backend.dtype}
     assert cap(Image.new("RGB", (40, 40))).text
     cap.tune(GenerationOptions())
     assert len(probed) == 2, "what is chosen stays"
@@ -58,7 +59,7 @@ def test_bf16_is_taken_where_it_is_clearly_faster(
 def test_a_precision_that_was_asked_for_stays(
     tiny_captioner: Path, cap: Captioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probed = speeds_by(monkeypatch, lambda captioner, size: 2.0 if captioner.precision == "bf16" else 1.0)
+    probed = speeds_by(monkeypatch, lambda backend, size: 2.0 if backend.precision == "bf16" else 1.0)
     plain = Captioner.from_pretrained(tiny_captioner, device="cpu", precision="fp32")
     plain.tune(GenerationOptions())
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -73,15 +74,15 @@ def test_a_precision_that_was_asked_for_stays(
 def test_batches_on_an_accelerator_grow_while_that_pays_and_memory_suffices(
     cap: Captioner, monkeypatch: pytest.MonkeyPatch, speeds: dict[int, float] | None, expected: int
 ) -> None:
-    def speed(captioner: Captioner, size: int) -> float:
+    def speed(backend: Backend, size: int) -> float:
         if speeds is not None and size not in speeds:
             raise torch.OutOfMemoryError
         return size if speeds is None else speeds[size]
 
     probed = speeds_by(monkeypatch, speed)
-    monkeypatch.setattr(cap, "device", torch.device("cuda"))
+    monkeypatch.setattr(cap.backend, "device", torch.device("cuda"))
     cap.tune(GenerationOptions(), batch_size=7)
     assert cap.batch_size == 7 and probed == []
-    cap.batch_size = 16
+    cap.backend.batch_size = 16
     cap.tune(GenerationOptions())
     assert cap.batch_size == expected

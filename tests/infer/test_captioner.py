@@ -12,11 +12,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from captioner.data.images import ImageError
+from captioner.decoding.hypothesis import Hypothesis
 from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
 from captioner.infer import torch_backend as module
-from captioner.infer.caption import pixel_batches
-from captioner.infer.captioner import Caption, Captioner
+from captioner.infer.caption import Caption, caption_of
+from captioner.infer.captioner import Captioner
+from captioner.infer.inputs import image_batches
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +137,8 @@ def test_confidence_is_the_geometric_mean_of_token_probabilities_with_the_end(ca
     cut = cap(photos[0], max_new_tokens=3, min_new_tokens=3, num_beams=1)
     assert len(cut.tokens) == 3
     assert cut.confidence == pytest.approx(math.exp(sum(token.log_prob for token in cut.tokens) / 3))
-    ids = tuple(cap.processor.tokenizer("a red").input_ids[:-1])
-    ended = cap._caption([module.Hypothesis(ids, (-1.0,) * len(ids), end_log_prob=-4.0)])
+    ids = tuple(cap.backend.processor.tokenizer("a red").input_ids[:-1])
+    ended = caption_of([Hypothesis(ids, (-1.0,) * len(ids), end_log_prob=-4.0)], cap.backend.tokenizer)
     assert ended.text == "a red" and ended.confidence == pytest.approx(math.exp(-(len(ids) + 4) / (len(ids) + 1)))
 
 
@@ -150,9 +152,9 @@ def test_a_prefix_starts_the_caption_and_banned_words_are_in_none(cap, photos):
     assert cap(photos[0], prefix="a red").text.startswith("a red")
     letters = cap(photos[0]).text.replace(" ", "")
     for letter in sorted(set(letters)):
-        token = cap._token_ids(letter)[-1:]  # its spelling here begins with a token for the space before it
-        assert letter not in cap(photos[0], banned_ids=(token,)).text
-    spelled = cap.processor.tokenizer.convert_ids_to_tokens(cap._token_ids(letters[:1]))
+        *_, token = cap.backend.tokenizer.encode(letter)  # the token before it stands for a space
+        assert letter not in cap(photos[0], banned_ids=[[token]]).text
+    spelled = map(cap.backend.tokenizer.id_to_token, cap.backend.tokenizer.encode(letters[:1]))
     caption = cap(photos[0], banned_words=[letters[:1]])
     assert "".join(spelled) not in "".join(token.text for token in caption.tokens)
 
@@ -177,7 +179,7 @@ def test_an_unknown_option_is_an_error_that_lists_the_known_ones(cap, photos):
 def test_a_model_of_half_precision_captions(tiny_captioner, photos):
     for precision in ("bf16", "fp16"):
         half = Captioner.from_pretrained(tiny_captioner, device="cpu", precision=precision)
-        assert {parameter.dtype for parameter in half.model.parameters()} == {module.DTYPES[precision]}
+        assert {parameter.dtype for parameter in half.backend.model.parameters()} == {module.DTYPES[precision]}
         assert 0 < half(photos[0]).confidence <= 1
 
 
@@ -190,10 +192,10 @@ def test_batches_that_are_copied_while_others_are_captioned_keep_their_order(cap
     monkeypatch.setattr(torch, "empty", lambda shape, dtype, pin_memory: empty(shape, dtype=dtype))
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
     stream = cap.stream(GenerationOptions())
-    stream.copies = module.CudaCopies(cap.device, cap.dtype)
-    first, *others = pixel_batches(photos, cap.preprocessing, 2)
+    stream.copies = module.CudaCopies(cap.backend.device, cap.backend.dtype)
+    first, *others = image_batches(photos, cap.preprocessing, 2)
     assert stream.add(first) == [], "it is on its way"
-    captions = [caption.text for pixel_values in others for caption in stream.add(pixel_values)]
+    captions = [caption.text for batch in others for caption in stream.add(batch)]
     assert captions + [caption.text for caption in stream.finish()] == expected
     assert stream.finish() == []
 
@@ -289,4 +291,4 @@ def test_a_device_that_cannot_compute_is_refused(tiny_captioner, device):
 def test_the_folder_of_a_training_means_its_best_checkpoint(tiny_captioner, tmp_path):
     shutil.copytree(tiny_captioner, tmp_path / "run" / "best")
     (tmp_path / "run" / "last").mkdir()
-    assert Captioner.from_pretrained(tmp_path / "run").processor.tokenizer.eos_token_id == 2
+    assert Captioner.from_pretrained(tmp_path / "run").backend.processor.tokenizer.eos_token_id == 2

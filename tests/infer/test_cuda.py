@@ -15,7 +15,7 @@ from captioner.decoding.options import GenerationOptions
 from captioner.decoding.step_decoder import StepDecoder
 from captioner.decoding.stream import GenerationStream, generate
 from captioner.infer.captioner import Captioner
-from captioner.infer.torch_backend import CudaCopies, TorchCaptioner
+from captioner.infer.torch_backend import CudaCopies, TorchBackend
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 pytestmark = pytest.mark.gpu
@@ -113,10 +113,11 @@ def test_a_captioner_writes_the_same_from_captured_work(tiny_captioner: Path, gr
     draw = np.random.default_rng(1)
     photos = [Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(43)]
     captioner = Captioner.from_pretrained(tiny_captioner, device=DEVICE, precision="fp32")
-    assert isinstance(captioner, TorchCaptioner) and captioner.captures is not None
+    backend = captioner.backend
+    assert isinstance(backend, TorchBackend) and backend.captures is not None
     found = [[one.text for one in captioner(photos, batch_size=8)] for _ in range(3)]
     assert len(graphs) == 3  # a batch of three comes more than once, too
-    captioner.captures = None
+    backend.captures = None
     assert found == 3 * [[one.text for one in captioner(photos, batch_size=8)]]
 
 
@@ -167,7 +168,7 @@ def test_a_batch_size_is_found_and_memory_that_runs_out_ends_the_search(
     options = GenerationOptions(num_beams=2, max_new_tokens=4)
     captioner.tune(options, batch_size=7)
     assert captioner.batch_size == 7
-    captioner.batch_size = 2048
+    captioner.backend.batch_size = 2048
     captioner.tune(options)
     assert captioner.batch_size < 32 * 2048, "65,536 images of 32 x 32 pixels do not go into 256 MiB"
     with pytest.raises(torch.OutOfMemoryError):

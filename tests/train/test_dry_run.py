@@ -6,7 +6,7 @@ import pytest
 
 from captioner.config import RunConfig
 from captioner.errors import CaptionerError
-from captioner.infer.captioner import Captioner
+from captioner.hub.load import load_model
 from captioner.train.dry_run import dry_run
 from captioner.train.trainer import train
 
@@ -24,7 +24,7 @@ def test_it_counts_the_steps_that_the_training_takes_and_leaves_nothing_behind(
     estimate = dry_run(config)
     assert set(tmp_path.rglob("*")) == before
     best = train(config)
-    assert estimate.parameters == sum(p.numel() for p in Captioner.from_pretrained(best).model.parameters())
+    assert estimate.parameters == sum(p.numel() for p in load_model(best, "best")[0].parameters())
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     taken = {name: sum("loss" in line and line["phase"] == name for line in log) for name in ("frozen", "rewards")}
     assert {phase.name: phase.steps for phase in estimate.phases} == taken == {"frozen": 6, "rewards": 6}

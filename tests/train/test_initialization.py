@@ -10,8 +10,8 @@ from timm.layers import resample_abs_pos_embed
 
 from captioner.config import RunConfig
 from captioner.errors import CaptionerError
+from captioner.hub.find import find_model
 from captioner.hub.load import load_model
-from captioner.infer.captioner import Captioner
 from captioner.train.trainer import Trainer, train
 
 Recipe = Callable[..., RunConfig]
@@ -33,7 +33,7 @@ def without_tokenizer(config: RunConfig, **pretrained: str) -> RunConfig:
 def test_an_encoder_of_one_captioner_and_the_decoder_of_another(
     recipe: Recipe, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    donor = Captioner.from_pretrained(run).model.state_dict()
+    donor = load_model(*find_model(run))[0].state_dict()
     config = without_tokenizer(recipe("model.hidden_size=48"), encoder=str(run), decoder=str(run))
     with pytest.raises(CaptionerError, match=r"pretrained\.decoder: nothing in .*first has the shape of this model's"):
         Trainer(config.model_copy(update={"output_dir": str(tmp_path / "narrow")}), resume=False)
@@ -43,14 +43,14 @@ def test_an_encoder_of_one_captioner_and_the_decoder_of_another(
     assert any(name.startswith("decoder.layers.2.") for name in found.keys() - donor.keys())
     said = capsys.readouterr().err
     assert f"encoder from {run}: " in said and "new: decoder.layers.2.cross_attn.kv_proj.bias" in said
-    assert trainer.processor.tokenizer.get_vocab() == Captioner.from_pretrained(run).processor.tokenizer.get_vocab()
+    assert trainer.processor.tokenizer.get_vocab() == load_model(*find_model(run))[1].tokenizer.get_vocab()
 
 
 def test_a_run_is_an_encoder_to_start_from_whatever_dots_its_name_has(
     recipe: Recipe, run: Path, tmp_path: Path
 ) -> None:
     dotted = run.rename(tmp_path / "first.v2")
-    donor = Captioner.from_pretrained(dotted).model.encoder.state_dict()
+    donor = load_model(*find_model(dotted))[0].encoder.state_dict()
     found = Trainer(recipe(f"pretrained={{encoder: {dotted}}}"), resume=False).model.encoder.state_dict()
     assert all(torch.equal(tensor, found[name]) for name, tensor in donor.items())
 
@@ -63,7 +63,7 @@ def test_what_is_trained_learns_on_with_images_of_another_size(recipe: Recipe, r
         values.pop("tokenizer")
     else:
         values["pretrained"] = {"encoder": str(run)}
-    expected = Captioner.from_pretrained(run).model.encoder.state_dict()
+    expected = load_model(*find_model(run))[0].encoder.state_dict()
     position_embeddings = expected["trunk.model.pos_embed"]
     expected["trunk.model.pos_embed"] = resample_abs_pos_embed(position_embeddings, (6, 6), (4, 4))
     trainer = Trainer(RunConfig.model_validate(values), resume=False)
@@ -71,9 +71,9 @@ def test_what_is_trained_learns_on_with_images_of_another_size(recipe: Recipe, r
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)
     trainer.run()
-    learnt = Captioner.from_pretrained(trainer.output_dir)
-    assert learnt.model.config.image_size == learnt.preprocessing.image_size == 48
-    assert learnt.model.encoder.state_dict()["trunk.model.pos_embed"].shape == (1, 37, 64)
+    learnt, processor = load_model(*find_model(trainer.output_dir))
+    assert learnt.config.image_size == processor.image_processor.preprocessing.image_size == 48
+    assert learnt.encoder.state_dict()["trunk.model.pos_embed"].shape == (1, 37, 64)
 
 
 def test_words_learnt_first_serve_the_captions_after(recipe: Recipe, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_words_learnt_first_serve_the_captions_after(recipe: Recipe, tmp_path: P
     train(recipe(phases, f"data.text={words}", f"output_dir={tmp_path / 'words'}"))
     config = without_tokenizer(recipe(TINY_PHASE), decoder=str(tmp_path / "words"))
     trainer = Trainer(config, resume=False)
-    donor = Captioner.from_pretrained(tmp_path / "words").model.state_dict()
+    donor = load_model(*find_model(tmp_path / "words"))[0].state_dict()
     found = trainer.model.state_dict()
     assert all(torch.equal(donor[name], found[name]) for name in donor if name.startswith("decoder."))
     trainer.run()
@@ -97,7 +97,7 @@ def test_a_pretrained_captioner_gets_a_tag_head_of_its_own_names(recipe: Recipe,
     for name in ("tokenizer", "model"):
         values.pop(name)
     with_tags = train(RunConfig.model_validate(values | {"pretrained": str(run)}))
-    known = Captioner.from_pretrained(with_tags).model
+    known = load_model(*find_model(with_tags))[0]
     values |= {"pretrained": str(tmp_path / "run"), "output_dir": str(tmp_path / "again")}
     again = Trainer(RunConfig.model_validate(values), resume=False).model
     assert torch.equal(again.heads.tags.weight, known.heads.tags.weight) and len(known.config.tags) == 4

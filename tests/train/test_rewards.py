@@ -11,7 +11,8 @@ from captioner.config import RewardConfig, RunConfig
 from captioner.data.batches import collate
 from captioner.decoding.options import GenerationOptions
 from captioner.decoding.stream import generate
-from captioner.infer.torch_backend import TorchCaptioner
+from captioner.infer.captioner import Captioner
+from captioner.infer.torch_backend import TorchBackend
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
 from captioner.train.rewards import draw_captions, most_probable_captions, policy_gradient_loss, uniform_numbers
 from captioner.train.trainer import Trainer
@@ -130,5 +131,6 @@ def test_rewards_rise_and_captions_still_end(recipe: Recipe, draw_shapes: Callab
     rewards = [line["reward"] for line in log if "reward" in line]
     assert sum(rewards[-25:]) > 1.1 * sum(rewards[:25])
     images = [sample.image for sample in trainer.data.validation]
-    captions = TorchCaptioner(trainer.model, trainer.processor, "last")(images, num_beams=1, max_new_tokens=16)
+    captioner = Captioner(TorchBackend(trainer.model, trainer.processor), "last", tmp_path)
+    captions = captioner(images, num_beams=1, max_new_tokens=16)
     assert all(re.fullmatch(r"a \w+ \w+ (above|left of) a \w+ \w+", caption.text) for caption in captions)

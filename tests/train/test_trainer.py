@@ -21,6 +21,7 @@ from captioner.config import RunConfig, Stretch
 from captioner.data.batches import Batch, collate
 from captioner.data.dataset import CaptionDataset
 from captioner.errors import CaptionerError
+from captioner.hub.load import load_model
 from captioner.infer.captioner import Captioner
 from captioner.train.trainer import StepNumbers, Trainer, train
 
@@ -59,13 +60,14 @@ def test_drawn_shapes_are_learnt_to_the_word(recipe: Recipe, draw_shapes: Callab
     tags = ("tags={source: captions, num_words: 8}", "phases.0.objectives={captioning: 1.0, tags: 3.0}")
     rates = "phases.0.learning_rates={trunk: 0.002, bridge: 0.002, decoder: 0.002, heads: 0.01}"
     config = recipe("phases.0.epochs=14", "validation.max_images=50", *tags, rates, data=data)
-    captioner = Captioner.from_pretrained(train(config))
+    best = train(config)
+    captioner = Captioner.from_pretrained(best)
     rows = [line.split(",") for line in data.read_text().splitlines()[1:]]
     held_back = [(str(data.parent / image), caption) for image, caption, split in rows if split == "val"][:400]
     captions = captioner([image for image, _ in held_back], batch_size=100, num_beams=1)
     exact = sum(found.text == caption for found, (_, caption) in zip(captions, held_back, strict=True))
     assert exact / len(held_back) > 0.95
-    known = set(captioner.model.config.tags)
+    known = set(load_model(best, "best")[0].config.tags)
     tagged = sum(
         {tag.text for tag in found.tags} == set(caption.split()) & known
         for found, (_, caption) in zip(captions, held_back, strict=True)
@@ -322,16 +324,16 @@ def test_a_training_starts_from_a_trained_captioner_its_words_and_its_preprocess
     recipe: Recipe, tmp_path: Path
 ) -> None:
     first = recipe()
-    best = Captioner.from_pretrained(train(first))
+    donor, processor = load_model(train(first), "first")
     values = first.model_dump(exclude_unset=True) | {"pretrained": str(tmp_path / "run"), "output_dir": str(tmp_path)}
     with pytest.raises(ValueError, match=r"a pretrained captioner brings its own model\.encoder_kwargs"):
         RunConfig.model_validate(values)
     config = RunConfig.model_validate({name: values[name] for name in values.keys() - {"model", "tokenizer"}})
     trainer = Trainer(config, resume=False)
-    for name, tensor in best.model.state_dict().items():
+    for name, tensor in donor.state_dict().items():
         assert torch.equal(tensor, trainer.model.state_dict()[name]), name
-    assert trainer.processor.tokenizer.get_vocab() == best.processor.tokenizer.get_vocab()
-    assert trainer.processor.image_processor.to_dict() == best.processor.image_processor.to_dict()
+    assert trainer.processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    assert trainer.processor.image_processor.to_dict() == processor.image_processor.to_dict()
     trainer.run()
     assert losses(tmp_path)[0] < losses(tmp_path / "run")[0] - 0.5
     card = ModelCard.load(tmp_path / "best" / "README.md")

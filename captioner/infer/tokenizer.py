@@ -1,4 +1,4 @@
-"""The tokenizer of an exported model, by the one library that its file asks for."""
+"""Text to token ids and back, for any backend; and the tokenizers that work without torch and transformers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,21 +7,22 @@ from typing import Protocol
 from captioner.errors import CaptionerError
 
 
-class ExportedTokenizer(Protocol):
-    """Text <-> ids, without torch or transformers."""
+class Tokenizer(Protocol):
+    """Text <-> ids."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without start or end of sequence. What spells a special token is text like any other."""
+        """Return a text's ids, without start or end of sequence. Special tokens in it are encoded as plain text."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of these ids, special tokens left out."""
+        """Return the text of these ids without special tokens."""
 
     def id_to_token(self, index: int) -> str:
-        """A token as the tokenizer spells it; empty for one that the decoder alone has, whose table may be larger."""
+        """Return a token as the tokenizer spells it; empty if only the decoder, whose table may be larger, has it."""
 
 
-def load_tokenizer(folder: Path) -> ExportedTokenizer:
-    """tokenizer.json, which converted models have, or tokenizer.model, a SentencePiece model as training makes it.
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Read tokenizer.json, which converted models have, or tokenizer.model, a SentencePiece model as training makes it,
+    with the library that the file needs and no other.
 
     Raises:
         CaptionerError: the folder has none that can be read, or its library is not installed.

@@ -11,14 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
 
 for library in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(library, reason=f"an export is made for these tests: {library}, of 'captioner[export]'")
-
-from captioner.infer.onnx_backend import ExportedCaptioner  # noqa: E402
 
 WITHOUT_TORCH = """
 import json, sys
@@ -30,11 +27,11 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=library)
 
 sys.meta_path.insert(0, Absent())
+from captioner import Captioner
 from captioner.errors import CaptionerError
-from captioner.infer.onnx_backend import ExportedCaptioner
 
 folder, asked, *photos = sys.argv[1:]
-cap = ExportedCaptioner(folder)
+cap = Captioner.from_pretrained(folder)
 for options in json.loads(asked):
     try:
         print(json.dumps([caption.text for caption in cap(photos, **options)]))
@@ -86,7 +83,7 @@ def test_infer_py_captions_with_an_export_and_does_not_load_torch_where_it_is_in
     command = [sys.executable, "-X", "importtime", str(INFER), str(photos[0]), "--model", str(exported)]
     finished = subprocess.run(command, check=False, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout == f"{photos[0]}\t{ExportedCaptioner(exported)([photos[0]], num_beams=3)[0].text}\n"
+    assert finished.stdout == f"{photos[0]}\t{Captioner.from_pretrained(exported)([photos[0]], num_beams=3)[0].text}\n"
     imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
     assert "onnxruntime" in imported
     assert not {"torch", "torchvision", "transformers", "timm"} & imported
@@ -168,7 +165,7 @@ def test_a_folder_that_is_no_export_is_explained_in_one_line(exported, tmp_path,
     shutil.copytree(exported, folder)
     damage(folder, what)
     with pytest.raises(CaptionerError, match=message) as caught:
-        ExportedCaptioner(folder)
+        Captioner.from_pretrained(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -177,7 +174,7 @@ def test_more_positions_than_the_graph_has_cost_one_line(exported, tmp_path, pho
     shutil.copytree(exported, folder)
     change(folder / "config.json", max_position_embeddings=99)
     with pytest.raises(CaptionerError, match=r"/decoder\.onnx: ") as caught:
-        ExportedCaptioner(folder)(photos[0], min_new_tokens=40)
+        Captioner.from_pretrained(folder)(photos[0], min_new_tokens=40)
     assert "\n" not in str(caught.value) and capfd.readouterr().err == ""
 
 
@@ -186,14 +183,14 @@ def test_pictures_of_any_shape_are_captioned_as_by_the_model(tagged_captioner, e
     sizes = [(1, 1), (1, 300), (700, 3), (33, 31), (32, 32), (640, 480)]
     pictures = [Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
     expected = [caption.text for caption in Captioner.from_pretrained(tagged_captioner, device="cpu")(pictures)]
-    captioner = ExportedCaptioner(exported)
+    captioner = Captioner.from_pretrained(exported)
     assert [caption.text for caption in captioner(pictures, batch_size=10**6)] == expected
     assert [captioner(picture).text for picture in pictures] == expected
-    assert captioner([]) == [] and captioner.caption(np.empty((0, 3, 32, 32), np.float32), GenerationOptions()) == []
+    assert captioner([]) == []
 
 
 def test_images_come_in_every_form_that_the_model_takes(exported, photos):
-    captioner = ExportedCaptioner(exported)
+    captioner = Captioner.from_pretrained(exported)
     expected = [caption.text for caption in captioner(photos)]
     pixels = [np.asarray(Image.open(photo).convert("RGB")) for photo in photos]
     for images in (iter(photos), tuple(pixels), (photo.read_bytes() for photo in photos)):
@@ -214,6 +211,5 @@ def test_images_come_in_every_form_that_the_model_takes(exported, photos):
     ],
 )
 def test_what_an_export_cannot_do_is_refused_by_name(exported, photos, options, message):
-    for captioner in (ExportedCaptioner(exported), Captioner.from_pretrained(exported)):
-        with pytest.raises(CaptionerError, match=message):
-            captioner(photos[0], **options)
+    with pytest.raises(CaptionerError, match=message):
+        Captioner.from_pretrained(exported)(photos[0], **options)

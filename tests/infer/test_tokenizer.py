@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from captioner.hub.load import load_model
-from captioner.infer.onnx_tokenizer import load_tokenizer
+from captioner.infer.tokenizer import load_tokenizer
 
 
 def test_words_are_spelled_as_the_models_own_tokenizer_spells_them(tiny_captioner: Path):
