@@ -15,7 +15,7 @@ class Forbidden:
     def __init__(self, options: GenerationOptions, prompt: Tensor, end: int) -> None:
         self.least = len(prompt) + options.min_new_tokens
         self.ngram = options.no_repeat_ngram_size
-        self.banned = [(prompt.new_tensor(ids[:-1]), ids[-1]) for ids in options.banned_ids]
+        self.banned = [(prompt.new_tensor(ids[:-1]), ids[-1]) for ids in options.bad_words_ids]
         self.end = end
 
     def __call__(self, scores: Tensor, sequences: Tensor, lengths: Tensor) -> Tensor:

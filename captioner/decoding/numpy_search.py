@@ -198,7 +198,7 @@ class Forbidden:
         """Tokens that cannot follow `caption` as its new token at `length`."""
         tokens = (self.start, *caption.token_ids)
         found = {self.end} if length <= self.options.min_new_tokens else set()
-        for *before, last in self.options.banned_ids:
+        for *before, last in self.options.bad_words_ids:
             if tokens[max(0, len(tokens) - len(before)) :] == tuple(before):
                 found.add(last)
         size = self.options.no_repeat_ngram_size

@@ -31,7 +31,7 @@ class GenerationOptions:
         min_new_tokens: the end of sequence is not chosen before this many tokens.
         no_repeat_ngram_size: no n-gram of this many tokens occurs twice; 0 switches it off.
         prefix_ids: tokens that every caption starts with; they do not count as new.
-        banned_ids: sequences of tokens that no caption goes on with, one token of which may be all.
+        bad_words_ids: sequences of tokens that no caption goes on with, one token of which may be all.
         force_words_ids: sequences of tokens that every caption holds, in any order; beam search alone can do that.
         num_beam_groups: groups of beams that differ from one another, for captions that do: it divides `num_beams`.
         diversity_penalty: taken off a token's log-probability for each beam of the groups before that has chosen it.
@@ -53,7 +53,7 @@ class GenerationOptions:
     min_new_tokens: int = 0
     no_repeat_ngram_size: int = 0
     prefix_ids: tuple[int, ...] = ()
-    banned_ids: tuple[tuple[int, ...], ...] = ()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
     force_words_ids: tuple[tuple[int, ...], ...] = ()
     num_beam_groups: int = 1
     diversity_penalty: float = 0.0
@@ -77,10 +77,10 @@ class GenerationOptions:
         self._require(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", "at most max_new_tokens")
         self._require(-50 <= self.length_penalty <= 50, "length_penalty", "between -50 and 50")  # powers stay finite
         object.__setattr__(self, "prefix_ids", self._token_ids("prefix_ids", self.prefix_ids))
-        for name in ("banned_ids", "force_words_ids"):
+        for name in ("bad_words_ids", "force_words_ids"):
             self._require(_is_list(getattr(self, name)), name, "sequences of token ids")
             object.__setattr__(self, name, tuple(self._token_ids(name, ids) for ids in getattr(self, name)))
-        self._require(all(self.banned_ids), "banned_ids", "sequences of at least 1 token")
+        self._require(all(self.bad_words_ids), "bad_words_ids", "sequences of at least 1 token")
         self._require(all(self.force_words_ids), "force_words_ids", "sequences of at least 1 token")
         self._require(0 < self.temperature < math.inf, "temperature", "above 0")
         self._require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
@@ -128,7 +128,7 @@ class GenerationOptions:
             )
         if self.min_new_tokens > steps:
             raise CaptionerError(f"min_new_tokens is {self.min_new_tokens}; this model writes at most {steps} tokens")
-        for ids in (self.prefix_ids, *self.banned_ids, *self.force_words_ids):
+        for ids in (self.prefix_ids, *self.bad_words_ids, *self.force_words_ids):
             if not all(0 <= token < vocab_size for token in ids):
                 raise CaptionerError(f"tokens {ids}: this model has those from 0 to {vocab_size - 1}")
         given = [("prefix_ids", self.prefix_ids), *(("force_words_ids", ids) for ids in self.force_words_ids)]
@@ -178,7 +178,7 @@ def word_options(
     at_start = [(start, *token_ids(phrase)) for phrase in banned if token_ids(phrase) != token_ids(f" {phrase}")]
     fields = {
         "prefix_ids": token_ids(begun) if begun else (),
-        "banned_ids": (*(token_ids(f" {phrase}") for phrase in banned), *at_start),
+        "bad_words_ids": (*(token_ids(f" {phrase}") for phrase in banned), *at_start),
         "force_words_ids": tuple(token_ids(f" {phrase}") for phrase in _phrases("forced_words", forced_words)),
     }
     return {name: ids for name, ids in fields.items() if ids}  # others may be given as ids

@@ -347,7 +347,7 @@ def _check_forced(options: GenerationOptions, longest: int) -> None:
     needed = sum(len(ids) for ids in options.force_words_ids if not holds(options.prefix_ids, ids))
     if needed > longest:
         raise CaptionerError(f"the forced words are {needed} tokens; a caption may have {longest} here")
-    for banned in options.banned_ids:
+    for banned in options.bad_words_ids:
         if any(holds(ids, banned) for ids in options.force_words_ids):
             raise CaptionerError(f"tokens {banned} are both banned and forced")
 

@@ -227,8 +227,10 @@ def test_banned_and_forced_words_are_spelled_as_in_the_middle_of_a_caption(conve
     start = captioner.backend.model.config.decoder_start_token_id
     assert within != alone
     assert words["force_words_ids"] == (tuple(within),)
-    assert words["banned_ids"][0] == tuple(within) and (start, *alone) in words["banned_ids"]
-    texts = [captioner.backend.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in words["banned_ids"]]
+    assert words["bad_words_ids"][0] == tuple(within) and (start, *alone) in words["bad_words_ids"]
+    texts = [
+        captioner.backend.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in words["bad_words_ids"]
+    ]
     assert texts == [" dogs", " play in", "dogs", "play in"]
     assert captioner.backend.processor.tokenizer.decode(words["prefix_ids"]) == "two dogs"
 

@@ -16,7 +16,7 @@ DIVERSE = {
     "groups of 1": GenerationOptions(num_beams=4, num_beam_groups=4, diversity_penalty=1.5, num_return_sequences=4),
     "constrained": GenerationOptions(
         num_beams=4, num_beam_groups=2, diversity_penalty=0.5, num_return_sequences=2, length_penalty=0.5,
-        prefix_ids=(5,), banned_ids=((7,),), max_new_tokens=8,
+        prefix_ids=(5,), bad_words_ids=((7,),), max_new_tokens=8,
     ),
 }  # fmt: skip
 
@@ -38,7 +38,7 @@ def slow_search(model, image: torch.Tensor, options: GenerationOptions) -> list[
             if is_done[number]:
                 continue
             rows = log_probs_after(model, image, [tokens for _, tokens in beams])
-            rows[:, [ids[0] for ids in options.banned_ids]] = -torch.inf
+            rows[:, [ids[0] for ids in options.bad_words_ids]] = -torch.inf
             found = sorted(
                 (
                     (score + log_prob - options.diversity_penalty * chosen[token], (*tokens, token))

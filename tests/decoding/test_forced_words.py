@@ -130,7 +130,7 @@ def test_log_probs_are_the_models_own(model, features):
         ),
         ({"force_words_ids": ((4, 2),)}, r"force_words_ids \(4, 2\) hold the end of sequence"),
         ({"force_words_ids": ((20,),)}, r"tokens \(20,\): this model has those from 0 to 19"),
-        ({"force_words_ids": ((4, 5),), "banned_ids": ((5,),)}, r"tokens \(5,\) are both banned and forced"),
+        ({"force_words_ids": ((4, 5),), "bad_words_ids": ((5,),)}, r"tokens \(5,\) are both banned and forced"),
         ({"force_words_ids": ((4, 4),), "no_repeat_ngram_size": 1}, "found no caption that keeps all the rules"),
     ],
 )

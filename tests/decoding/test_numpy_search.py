@@ -23,8 +23,8 @@ from captioner.infer.exported_model import DecoderSteps, ExportedModel  # noqa: 
 OPTIONS = {
     "greedy": {"num_beams": 1},
     "greedy, prefix": {"num_beams": 1, "prefix_ids": (5, 9, 6), "no_repeat_ngram_size": 1},
-    "greedy, banned words": {"num_beams": 1, "banned_ids": ((5,), (7, 8), (9, 4, 9))},
-    "greedy, banned at the start": {"num_beams": 1, "banned_ids": tuple((1, token) for token in range(3, 12))},
+    "greedy, banned words": {"num_beams": 1, "bad_words_ids": ((5,), (7, 8), (9, 4, 9))},
+    "greedy, banned at the start": {"num_beams": 1, "bad_words_ids": tuple((1, token) for token in range(3, 12))},
     "greedy, at least": {"num_beams": 1, "min_new_tokens": 5, "no_repeat_ngram_size": 2},
     "beams": {"num_beams": 3},
     "beams, short": {"num_beams": 2, "max_new_tokens": 4},
@@ -36,7 +36,7 @@ OPTIONS = {
     "beams, at the upper limit": {"num_beams": 3, "length_penalty": 50, "num_return_sequences": 3},
     "beams, for long": {"num_beams": 4, "length_penalty": 2.0, "num_return_sequences": 2, "min_new_tokens": 6},
     "beams, no n-gram twice": {"num_beams": 4, "no_repeat_ngram_size": 2, "length_penalty": 0.5},
-    "beams, banned words": {"num_beams": 4, "banned_ids": ((5,), (7, 8), (6,), (9, 4)), "num_return_sequences": 4},
+    "beams, banned words": {"num_beams": 4, "bad_words_ids": ((5,), (7, 8), (6,), (9, 4)), "num_return_sequences": 4},
     "beams, prefix": {"num_beams": 4, "prefix_ids": (5, 9), "no_repeat_ngram_size": 3, "min_new_tokens": 3},
     "draws": {"do_sample": True, "seed": 5},
     "draws, warped": {"do_sample": True, "seed": 5, "temperature": 1.3, "top_k": 9, "top_p": 0.9},
@@ -46,7 +46,7 @@ OPTIONS = {
         "seed": 0,
         "top_k": 4,
         "prefix_ids": (5, 9),
-        "banned_ids": ((5,), (7, 8)),
+        "bad_words_ids": ((5,), (7, 8)),
         "min_new_tokens": 3,
         "no_repeat_ngram_size": 1,
         "num_return_sequences": 2,
@@ -119,7 +119,7 @@ def test_draws_without_a_seed_follow_the_warped_distribution(runtime, pixel_valu
 def test_rules_that_no_caption_keeps_are_an_error(runtime, pixel_values, fields):
     everything = tuple((token,) for token in range(runtime.decoder.vocab_size))
     with pytest.raises(CaptionerError, match="found no caption that keeps all the rules"):
-        searched(runtime, pixel_values[:1], GenerationOptions(banned_ids=everything, **fields))
+        searched(runtime, pixel_values[:1], GenerationOptions(bad_words_ids=everything, **fields))
 
 
 def test_a_plain_search_asks_for_no_more_candidates_than_it_needs(runtime, pixel_values, monkeypatch):

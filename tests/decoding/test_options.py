@@ -14,9 +14,9 @@ from captioner.errors import CaptionerError
         ({"do_sample": True, "seed": 0.5}, "seed must be a whole number; it is 0.5"),
         ({"prefix_ids": "man"}, "prefix_ids must be token ids; it is man"),
         ({"prefix_ids": 5}, "prefix_ids must be token ids; it is 5"),
-        ({"banned_ids": (5, 7)}, r"banned_ids must be sequences of token ids; it is \(5, 7\)"),
-        ({"banned_ids": "man"}, "banned_ids must be sequences of token ids; it is man"),
-        ({"banned_ids": [["m", "a"]]}, "banned_ids must be sequences of token ids; it is"),
+        ({"bad_words_ids": (5, 7)}, r"bad_words_ids must be sequences of token ids; it is \(5, 7\)"),
+        ({"bad_words_ids": "man"}, "bad_words_ids must be sequences of token ids; it is man"),
+        ({"bad_words_ids": [["m", "a"]]}, "bad_words_ids must be sequences of token ids; it is"),
         ({"force_words_ids": [[[5]]]}, "force_words_ids must be sequences of token ids; it is"),
     ],
 )
@@ -26,8 +26,10 @@ def test_values_of_another_kind_are_refused(fields, message):
 
 
 def test_token_ids_may_come_in_any_sequence():
-    options = GenerationOptions(prefix_ids=np.array([3, 4]), banned_ids=[[5], np.array([6, 7])], force_words_ids=[[8]])
-    assert (options.prefix_ids, options.banned_ids, options.force_words_ids) == ((3, 4), ((5,), (6, 7)), ((8,),))
+    options = GenerationOptions(
+        prefix_ids=np.array([3, 4]), bad_words_ids=[[5], np.array([6, 7])], force_words_ids=[[8]]
+    )
+    assert (options.prefix_ids, options.bad_words_ids, options.force_words_ids) == ((3, 4), ((5,), (6, 7)), ((8,),))
 
 
 def letters(text: str) -> tuple[int, ...]:
@@ -40,7 +42,7 @@ def test_one_string_is_one_word():
     assert words == word_options(letters, 0, " a  man ", ["man"], (word for word in [" old  man"]))
     assert words == {
         "prefix_ids": letters("a man"),
-        "banned_ids": (letters("man"),),
+        "bad_words_ids": (letters("man"),),
         "force_words_ids": (letters("old man"),),
     }
     assert word_options(letters, 0, "  ", (), []) == {}

@@ -26,7 +26,7 @@ DETERMINISTIC = ("greedy", "beams", "seeded", "least", "prefix")
 SEARCHES = {
     "greedy": GenerationOptions(num_beams=1),
     "greedy, constrained": GenerationOptions(num_beams=1, min_new_tokens=5, no_repeat_ngram_size=2),
-    "greedy, banned words": GenerationOptions(num_beams=1, banned_ids=((5,), (7, 8), (9, 4, 9))),
+    "greedy, banned words": GenerationOptions(num_beams=1, bad_words_ids=((5,), (7, 8), (9, 4, 9))),
     "greedy, prefix": GenerationOptions(num_beams=1, prefix_ids=(5, 9, 6), no_repeat_ngram_size=1),
     "2 beams, short": GenerationOptions(num_beams=2, max_new_tokens=5),
     "3 beams": GenerationOptions(num_beams=3),
@@ -38,7 +38,7 @@ SEARCHES = {
     "3 beams, constrained": GenerationOptions(
         num_beams=3, min_new_tokens=6, no_repeat_ngram_size=2, length_penalty=0.5, num_return_sequences=2
     ),
-    "4 beams, banned words": GenerationOptions(num_beams=4, banned_ids=((5,), (7, 8)), num_return_sequences=4),
+    "4 beams, banned words": GenerationOptions(num_beams=4, bad_words_ids=((5,), (7, 8)), num_return_sequences=4),
     "4 beams, prefix": GenerationOptions(num_beams=4, prefix_ids=(5, 9), no_repeat_ngram_size=3, min_new_tokens=3),
 }
 
@@ -71,7 +71,7 @@ def by_transformers(
         max_new_tokens=min(options.max_new_tokens, model.config.max_position_embeddings - len(options.prefix_ids)),
         min_new_tokens=options.min_new_tokens,
         no_repeat_ngram_size=options.no_repeat_ngram_size,
-        bad_words_ids=[list(ids) for ids in options.banned_ids] or None,
+        bad_words_ids=[list(ids) for ids in options.bad_words_ids] or None,
         num_beams=options.num_beams,
         num_return_sequences=options.num_return_sequences,
         length_penalty=options.length_penalty,
@@ -144,7 +144,7 @@ def test_a_prefix_starts_every_caption_and_banned_words_are_in_none(model, pixel
     free = generate(model, {"pixel_values": pixel_values}, GenerationOptions(num_beams=2, prefix_ids=(5, 9)))
     assert {best.token_ids[:2] for best, *_ in free} == {(5, 9)}
     banned = Counter(token for best, *_ in free for token in best.token_ids[2:]).most_common(1)[0][0]
-    options = GenerationOptions(num_beams=2, prefix_ids=(5, 9), banned_ids=((banned,),))
+    options = GenerationOptions(num_beams=2, prefix_ids=(5, 9), bad_words_ids=((banned,),))
     for best, *_ in generate(model, {"pixel_values": pixel_values}, options):
         assert banned not in best.token_ids[2:]
 
@@ -155,7 +155,9 @@ def test_what_is_banned_after_the_start_alone_may_come_later(model, pixel_values
     free = generate(model, {"pixel_values": pixel_values}, GenerationOptions(num_beams=num_beams))
     firsts = {best.token_ids[0] for best, *_ in free if best.token_ids}
     banned = tuple((start, first) for first in firsts)
-    bound = generate(model, {"pixel_values": pixel_values}, GenerationOptions(num_beams=num_beams, banned_ids=banned))
+    bound = generate(
+        model, {"pixel_values": pixel_values}, GenerationOptions(num_beams=num_beams, bad_words_ids=banned)
+    )
     assert firsts and not firsts & {best.token_ids[0] for best, *_ in bound if best.token_ids}
     assert firsts & {token for best, *_ in bound for token in best.token_ids[1:]}
 
@@ -165,7 +167,7 @@ def test_what_is_banned_after_the_start_alone_may_come_later(model, pixel_values
     [
         ({"prefix_ids": tuple(range(3, 19))}, "a prefix of 16 tokens leaves no room for a caption"),
         ({"prefix_ids": (3, 64)}, r"tokens \(3, 64\): this model has those from 0 to"),
-        ({"banned_ids": ((3,), (-1,))}, r"tokens \(-1,\): this model has"),
+        ({"bad_words_ids": ((3,), (-1,))}, r"tokens \(-1,\): this model has"),
         ({"prefix_ids": (3, 2)}, "hold the end of sequence, 2"),
     ],
 )
@@ -180,7 +182,7 @@ def test_tokens_that_the_model_cannot_take_are_refused(model, pixel_values, fiel
 def test_rules_that_no_caption_keeps_are_an_error(model, pixel_values, fields):
     everything = tuple((token,) for token in range(model.config.vocab_size))
     with pytest.raises(CaptionerError, match="found no caption that keeps all the rules"):
-        generate(model, {"pixel_values": pixel_values[:2]}, GenerationOptions(banned_ids=everything, **fields))
+        generate(model, {"pixel_values": pixel_values[:2]}, GenerationOptions(bad_words_ids=everything, **fields))
 
 
 def test_a_draw_that_nothing_may_follow_is_left_out_and_the_others_stay(model, pixel_values):
@@ -188,7 +190,9 @@ def test_a_draw_that_nothing_may_follow_is_left_out_and_the_others_stay(model, p
     free = generate(model, {"pixel_values": pixel_values[:2]}, GenerationOptions(**options))
     stuck = Counter(token for one in free[0] for token in one.token_ids).most_common()[-1][0]
     nothing_after = tuple((stuck, token) for token in range(model.config.vocab_size))
-    kept = generate(model, {"pixel_values": pixel_values[:2]}, GenerationOptions(banned_ids=nothing_after, **options))
+    kept = generate(
+        model, {"pixel_values": pixel_values[:2]}, GenerationOptions(bad_words_ids=nothing_after, **options)
+    )
     longest = model.config.max_position_embeddings
     for before, after in zip(free, kept, strict=True):
         possible = [one for one in before if stuck not in one.token_ids[: longest - 1]]
@@ -462,7 +466,7 @@ def test_no_caption_outgrows_the_models_positions(model, pixel_values):
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens must be at most max_new_tokens"),
         ({"length_penalty": float("nan")}, "length_penalty must be between -50 and 50"),
-        ({"banned_ids": ((4,), ())}, "banned_ids must be sequences of at least 1 token"),
+        ({"bad_words_ids": ((4,), ())}, "bad_words_ids must be sequences of at least 1 token"),
         ({"top_p": 0.9}, "top_p must be left out unless do_sample is on"),
         ({"seed": 1}, "seed must be left out unless do_sample is on"),
         ({"do_sample": True, "top_p": 0.0}, "top_p must be above 0"),

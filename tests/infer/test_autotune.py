@@ -34,7 +34,7 @@ def speeds_by(monkeypatch: pytest.MonkeyPatch, speed: Callable[[Backend, int], f
     [
         {},
         {"num_beams": 1, "max_new_tokens": 5},
-        {"prefix_ids": (4, 5), "force_words_ids": ((6,) * 13,), "banned_ids": ((7,),)},
+        {"prefix_ids": (4, 5), "force_words_ids": ((6,) * 13,), "bad_words_ids": ((7,),)},
         {"do_sample": True, "seed": 1, "top_k": 5},
         {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "no_repeat_ngram_size": 3},
     ],

@@ -153,7 +153,7 @@ def test_a_prefix_starts_the_caption_and_banned_words_are_in_none(cap, photos):
     letters = cap(photos[0]).text.replace(" ", "")
     for letter in sorted(set(letters)):
         *_, token = cap.backend.tokenizer.encode(letter)  # the token before it stands for a space
-        assert letter not in cap(photos[0], banned_ids=[[token]]).text
+        assert letter not in cap(photos[0], bad_words_ids=[[token]]).text
     spelled = map(cap.backend.tokenizer.id_to_token, cap.backend.tokenizer.encode(letters[:1]))
     caption = cap(photos[0], banned_words=[letters[:1]])
     assert "".join(spelled) not in "".join(token.text for token in caption.tokens)

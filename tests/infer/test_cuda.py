@@ -26,7 +26,7 @@ SEARCHES = {
     "greedy": GenerationOptions(num_beams=1),
     "greedy, constrained": GenerationOptions(num_beams=1, min_new_tokens=5, no_repeat_ngram_size=2),
     "beams": GenerationOptions(num_beams=4, num_return_sequences=3, no_repeat_ngram_size=2, length_penalty=0.5),
-    "beams, prefix and banned words": GenerationOptions(num_beams=3, prefix_ids=(5, 9), banned_ids=((5,), (7, 8))),
+    "beams, prefix and banned words": GenerationOptions(num_beams=3, prefix_ids=(5, 9), bad_words_ids=((5,), (7, 8))),
     "seeded draws": GenerationOptions(do_sample=True, top_k=9, top_p=0.9, num_return_sequences=3, seed=5),
     "diverse beams": GenerationOptions(num_beams=4, num_beam_groups=2, diversity_penalty=0.5, num_return_sequences=4),
     "forced words": GenerationOptions(num_beams=4, force_words_ids=((5, 9),), num_return_sequences=2),

@@ -52,7 +52,7 @@ ASKED = [
     {"min_new_tokens": 30},
     {"prefix": "a red square on a table"},
     {"banned_words": [""]},
-    {"banned_ids": [[99]]},
+    {"bad_words_ids": [[99]]},
     {"batch_size": 0},
 ]
 
