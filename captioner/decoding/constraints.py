@@ -1,4 +1,4 @@
-"""What may not be the next token, whatever the model thinks of it.
+"""What the options change in the scores of the next tokens.
 
 Shapes: B images, K captions an image, M places for the tokens of a caption, V vocabulary.
 """
@@ -9,19 +9,20 @@ from torch import Tensor
 from captioner.decoding.options import GenerationOptions
 
 
-class Forbidden:
-    """The end before its time, repeated n-grams, banned sequences."""
+class Constraints:
+    """The repetition penalty; and what is forbidden: an early end, repeated n-grams, banned sequences."""
 
     def __init__(self, options: GenerationOptions, prompt: Tensor, end: int) -> None:
         self.least = len(prompt) + options.min_new_tokens
         self.ngram = options.no_repeat_ngram_size
+        self.penalty = options.repetition_penalty
         self.banned = [(prompt.new_tensor(ids[:-1]), ids[-1]) for ids in options.bad_words_ids]
         self.end = end
 
     def __call__(self, scores: Tensor, sequences: Tensor, lengths: Tensor) -> Tensor:
-        """Scores [B, K, V] of the tokens after `sequences` [B, K, M], of which an image's have `lengths` [B] tokens by
-        now -> the same, -inf at the forbidden."""
-        scores = scores.clone()
+        """Constrain the scores [B, K, V] of the tokens after `sequences` [B, K, M], of which an image's have `lengths`
+        [B] tokens so far; -inf is forbidden."""
+        scores = scores.clone() if self.penalty == 1 else self._penalized(scores, sequences, lengths)
         scores[..., self.end].masked_fill_((lengths < self.least)[:, None], -torch.inf)
         if self.ngram > 0:
             self._forbid_repeats(scores, sequences, lengths)
@@ -30,6 +31,13 @@ class Forbidden:
             completes &= (lengths >= len(before))[:, None]
             scores[..., last].masked_fill_(completes, -torch.inf)
         return scores
+
+    def _penalized(self, scores: Tensor, sequences: Tensor, lengths: Tensor) -> Tensor:
+        is_written = torch.arange(sequences.shape[-1], device=lengths.device) < lengths[:, None, None]
+        tokens = torch.where(is_written, sequences, sequences[..., :1])  # in place of void tokens, the start again
+        is_used = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, tokens, True)
+        penalized = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
+        return torch.where(is_used, penalized, scores)
 
     def _forbid_repeats(self, scores: Tensor, sequences: Tensor, lengths: Tensor) -> None:
         if self.ngram > sequences.shape[-1]:

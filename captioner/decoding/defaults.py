@@ -8,7 +8,14 @@ from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
 
 FIELDS = tuple(field.name for field in fields(GenerationOptions))
-SEARCHING = {"num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "force_words_ids"}
+SEARCHING = {
+    "num_beams",
+    "num_beam_groups",
+    "diversity_penalty",
+    "length_penalty",
+    "early_stopping",
+    "force_words_ids",
+}
 DRAWING = {"do_sample", "temperature", "top_k", "top_p", "seed"}
 
 

@@ -4,7 +4,8 @@ Shapes: B images, K captions an image, J of them in the making, C candidates for
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,15 +20,15 @@ class Draft(NamedTuple):
     Attributes:
         token_ids: its tokens so far, including the prefix, and the end of sequence once that is reached.
         log_probs: log p(token | image, earlier tokens) of each under the model itself.
-        score: the sum of `log_probs` after the prefix; once the caption has ended, what captions are ranked by.
+        score: the sum of its tokens' scores after the prefix; once the caption has ended, what captions are ranked by.
     """
 
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     score: float = 0.0
 
-    def extended(self, token: int, log_prob: float) -> "Draft":
-        return Draft((*self.token_ids, token), (*self.log_probs, log_prob), self.score + log_prob)
+    def extended(self, token: int, log_prob: float, score: float) -> "Draft":
+        return Draft((*self.token_ids, token), (*self.log_probs, log_prob), self.score + score)
 
     def hypothesis(self, end: int) -> Hypothesis:
         if self.token_ids[-1] != end:
@@ -53,6 +54,24 @@ class Decoder(Protocol):
         """Only these of the B images go on."""
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Next tokens to choose from, arrays [..., C], highest score first.
+
+    Attributes:
+        token_ids: the tokens.
+        log_probs: log p of each under the model itself.
+        scores: what a search goes by: logits, or log-probabilities for beams, after the constraints; -inf is forbidden.
+    """
+
+    token_ids: np.ndarray
+    log_probs: np.ndarray
+    scores: np.ndarray
+
+    def __getitem__(self, index: Any) -> "Candidates":
+        return Candidates(self.token_ids[index], self.log_probs[index], self.scores[index])
+
+
 class Captions(ABC):
     """An image's captions in the making.
 
@@ -72,9 +91,9 @@ class Captions(ABC):
         self.finished: list[Draft] = []
 
     @abstractmethod
-    def advance(self, token_ids: np.ndarray, log_probs: np.ndarray, length: int) -> list[int]:
-        """Go on with candidates [K, C], of which J rows count, for the new token at `length`: log p is -inf where it is
-        forbidden. Gives the rows that the captions then running come from."""
+    def advance(self, candidates: Candidates, length: int) -> list[int]:
+        """Choose the new tokens at `length` from candidates [K, C], of which J rows count; return the rows that the
+        captions then running continue."""
 
     def ends(self, caption: Draft, length: int) -> bool:
         return caption.token_ids[-1] == self.end or length == self.longest
@@ -83,9 +102,8 @@ class Captions(ABC):
 class Beams(Captions):
     """The K best, best first. With K = 1 that is greedy search: the most probable token each time.
 
-    More give what transformers' beam search gives: a caption counts as finished only where its end was among the best
-    K continuations, and an image is done when K captions are finished and the best running one, were it to end now, is
-    no better than the worst of them.
+    More give what transformers' beam search gives: a caption counts as finished only if its end was among the best K
+    continuations, and an image with K finished captions is done when `early_stopping` says so.
     """
 
     def __init__(self, options: GenerationOptions, longest: int, prefix: Draft, end: int) -> None:
@@ -93,30 +111,38 @@ class Beams(Captions):
         self.count = options.num_captions
         self.num_candidates = 1 if self.count == 1 else 2 * self.count  # twice K leave K that go on, whichever end
 
-    def advance(self, token_ids: np.ndarray, log_probs: np.ndarray, length: int) -> list[int]:
+    def advance(self, candidates: Candidates, length: int) -> list[int]:
         power = length**self.options.length_penalty
         going_on = []
-        for place, (caption, row) in enumerate(self._best(token_ids, log_probs)):
+        for place, (caption, row) in enumerate(self._best(candidates)):
             if not self.ends(caption, length):
                 going_on.append((caption, row))
             elif place < self.count:
                 self.finished.append(caption._replace(score=caption.score / power))
         self.finished = sorted(self.finished, key=lambda caption: -caption.score)[: self.count]
-        is_full = len(self.finished) == self.count
-        if is_full and going_on and going_on[0][0].score / power <= self.finished[-1].score:
+        if len(self.finished) == self.count and going_on and self._is_done(going_on[0][0].score, length):
             going_on = []
         self.running = [caption for caption, _ in going_on[: self.count]]
         return [row for _, row in going_on[: self.count]]
 
-    def _best(self, token_ids: np.ndarray, log_probs: np.ndarray) -> list[tuple[Draft, int]]:
-        """The best continuations by one token, best first, each with the row of the caption that it goes on from."""
-        scores = np.array([[caption.score] for caption in self.running], dtype=np.float32)
-        totals = log_probs[: len(self.running)] + scores
+    def _is_done(self, best_score: float, length: int) -> bool:
+        """Can no caption in the making, whose best score is this, be better than the worst of K finished ones?"""
+        penalty = self.options.length_penalty
+        if self.options.early_stopping is True:
+            return True
+        best_length = self.longest if self.options.early_stopping == "never" and penalty > 0 else length
+        return best_score / best_length**penalty <= self.finished[-1].score
+
+    def _best(self, candidates: Candidates) -> list[tuple[Draft, int]]:
+        """The best continuations by one token, best first, each with the row of the caption that it continues."""
+        sums = np.array([[caption.score] for caption in self.running], dtype=np.float32)
+        running = candidates[: len(self.running)]
+        totals = running.scores + sums
         best = np.argsort(-totals, axis=None, kind="stable")[: self.num_candidates]
         best = best[totals.flat[best] > -np.inf]
-        rows = best // totals.shape[1]
-        chosen = zip(rows.tolist(), token_ids.flat[best].tolist(), log_probs.flat[best].tolist(), strict=True)
-        return [(self.running[row].extended(token, log_prob), row) for row, token, log_prob in chosen]
+        rows = (best // totals.shape[1]).tolist()
+        columns = (array.flat[best].tolist() for array in (running.token_ids, running.log_probs, running.scores))
+        return [(self.running[row].extended(*token), row) for row, *token in zip(rows, *columns, strict=True)]
 
 
 class Draws(Captions):
@@ -131,16 +157,16 @@ class Draws(Captions):
         self.num_candidates = options.top_k or noise.vocab_size
         self.numbers = list(range(options.num_captions))  # of the captions that go on
 
-    def advance(self, token_ids: np.ndarray, log_probs: np.ndarray, length: int) -> list[int]:
+    def advance(self, candidates: Candidates, length: int) -> list[int]:
         rows = [0] * len(self.numbers) if length == 1 else range(len(self.numbers))
         going_on = []
         for number, row in zip(self.numbers, rows, strict=True):
-            allowed = np.flatnonzero(log_probs[row] > -np.inf)
-            if not allowed.size:
+            allowed = candidates[row, candidates.scores[row] > -np.inf]
+            if not allowed.scores.size:
                 continue
-            choices = token_ids[row, allowed], log_probs[row, allowed]
-            token, log_prob = self._draw(*choices, self.noise(length, number, choices[0]))
-            caption = self.running[row].extended(token, log_prob)
+            chosen = self._draw(allowed.scores, self.noise(length, number, allowed.token_ids))
+            token, log_prob = int(allowed.token_ids[chosen]), float(allowed.log_probs[chosen])
+            caption = self.running[row].extended(token, log_prob, log_prob)
             if self.ends(caption, length):
                 self.finished.append(caption._replace(score=float(np.mean(caption.log_probs))))
             else:
@@ -149,16 +175,15 @@ class Draws(Captions):
         self.running, self.numbers = [caption for caption, *_ in going_on], [number for *_, number in going_on]
         return [row for _, row, _ in going_on]
 
-    def _draw(self, token_ids: np.ndarray, log_probs: np.ndarray, noise: np.ndarray) -> tuple[int, float]:
-        """One of C tokens, given best first, by the Gumbel-max trick: argmax(log p + Gumbel noise) is a draw from p
-        (Maddison et al. 2014, https://arxiv.org/abs/1411.0030)."""
-        scores = log_probs[: self.options.top_k or None] / np.float32(self.options.temperature)
+    def _draw(self, scores: np.ndarray, noise: np.ndarray) -> int:
+        """Choose one of C candidates by the Gumbel-max trick: argmax(log p + Gumbel noise) is a draw from p (Maddison
+        et al. 2014, https://arxiv.org/abs/1411.0030)."""
+        scores = scores[: self.options.top_k or None] / np.float32(self.options.temperature)
         if self.options.top_p < 1:
             shares = np.exp(scores - scores[0])
             shares = shares[::-1].cumsum()[::-1] / shares.sum()  # of each and all that are less probable
             scores = scores[: max(1, np.count_nonzero(shares > 1 - self.options.top_p))]
-        chosen = (scores + noise[: len(scores)]).argmax()
-        return int(token_ids[chosen]), float(log_probs[chosen])
+        return int((scores + noise[: len(scores)]).argmax())
 
 
 class GumbelNoise:
@@ -185,16 +210,43 @@ class GumbelNoise:
         return self.noise[number, token_ids]
 
 
-class Forbidden:
-    """What may not be the next token, whatever the model thinks of it: the end before its time, repeated n-grams,
-    banned sequences."""
+class Constraints:
+    """The repetition penalty; and what is forbidden: an early end, repeated n-grams, banned sequences."""
 
     def __init__(self, options: GenerationOptions, start: int, end: int) -> None:
         self.options = options
         self.start = start
         self.end = end
 
-    def __call__(self, caption: Draft, length: int) -> set[int]:
+    def candidates(
+        self, decoder: Decoder, token_ids: np.ndarray, rows: np.ndarray, images: list[Captions], length: int
+    ) -> Candidates:
+        """Take a step of the decoder; return candidates [B, K, C] for the new tokens at `length`: as many as the search
+        looks at, and forbidden ones."""
+        forbidden = [[self._forbidden(caption, length) for caption in image.running] for image in images]
+        most = max(len(tokens) for image in forbidden for tokens in image)
+        count = images[0].num_candidates + most
+        if self.options.repetition_penalty == 1:
+            next_ids, log_probs = decoder.step(token_ids, rows, count)
+            found = Candidates(next_ids, log_probs, log_probs)
+        else:
+            found = self._penalized(decoder.logits(token_ids, rows), images, count)
+        if most:
+            is_forbidden = np.take_along_axis(_table(forbidden, found.scores, decoder.vocab_size), found.token_ids, -1)
+            found = replace(found, scores=np.where(is_forbidden, -np.inf, found.scores))
+        return found
+
+    def _penalized(self, logits: np.ndarray, images: list[Captions], count: int) -> Candidates:
+        """Logits [B, K, V] -> the `count` tokens with the best scores after the penalty."""
+        penalty, log_probs = self.options.repetition_penalty, _log_softmax(logits)
+        scores = log_probs if self.options.num_beams != 1 else logits
+        used = [[{self.start, *caption.token_ids} for caption in image.running] for image in images]
+        is_used = _table(used, scores, scores.shape[-1])
+        scores = np.where(is_used, np.where(scores < 0, scores * penalty, scores / penalty), scores)
+        token_ids = np.argsort(-scores, axis=-1, kind="stable")[..., :count]
+        return Candidates(token_ids, *(np.take_along_axis(array, token_ids, -1) for array in (log_probs, scores)))
+
+    def _forbidden(self, caption: Draft, length: int) -> set[int]:
         """Tokens that cannot follow `caption` as its new token at `length`."""
         tokens = (self.start, *caption.token_ids)
         found = {self.end} if length <= self.options.min_new_tokens else set()
@@ -221,27 +273,21 @@ def search(
     prefixes = [Draft((), ())] * batch_size
     for token in options.prefix_ids:
         log_probs = _log_softmax(decoder.logits(tokens, rows)[:, 0])[:, token]
-        prefixes = [one.extended(token, value) for one, value in zip(prefixes, log_probs.tolist(), strict=True)]
+        prefixes = [one.extended(token, value, 0.0) for one, value in zip(prefixes, log_probs.tolist(), strict=True)]
         tokens = np.full_like(tokens, token)
-    prefixes = [one._replace(score=0.0) for one in prefixes]
     if options.do_sample:
         noise = GumbelNoise(options, decoder.vocab_size)
         captions: list[Captions] = [Draws(options, longest, prefix, end, noise) for prefix in prefixes]
     else:
         captions = [Beams(options, longest, prefix, end) for prefix in prefixes]
-    forbid, left = Forbidden(options, start, end), captions
+    constraints, left = Constraints(options, start, end), captions
     for length in range(1, longest + 1):
-        forbidden = [[forbid(caption, length) for caption in image.running] for image in left]
-        more = max(len(found) for image in forbidden for found in image)
-        candidates, log_probs = decoder.step(tokens, rows, captions[0].num_candidates + more)
-        if more:
-            is_forbidden = _among(candidates, forbidden, decoder.vocab_size)
-            log_probs = np.where(is_forbidden, -np.inf, log_probs)
+        candidates = constraints.candidates(decoder, tokens, rows, left, length)
         tokens = np.full((len(left), options.num_captions), end, dtype=np.int64)
-        rows = np.full_like(tokens, candidates.shape[1]) * np.arange(len(left))[:, None]
+        rows = np.full_like(tokens, candidates.scores.shape[1]) * np.arange(len(left))[:, None]
         for place, image in enumerate(left):
             if image.running:
-                parents = image.advance(candidates[place], log_probs[place], length)
+                parents = image.advance(candidates[place], length)
                 for number, (caption, parent) in enumerate(zip(image.running, parents, strict=True)):
                     tokens[place, number] = caption.token_ids[-1]
                     rows[place, number] += parent
@@ -257,16 +303,16 @@ def search(
     return [[caption.hypothesis(end) for caption in group] for group in finished]
 
 
-def _among(candidates: np.ndarray, found: list[list[set[int]]], vocab_size: int) -> np.ndarray:
-    """Which of the candidates [B, K, C] are among those `found` for their caption."""
-    table = np.zeros((*candidates.shape[:2], vocab_size), dtype=bool)
+def _table(found: list[list[set[int]]], like: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Which tokens of the vocabulary were `found` for each caption, [B, K, V], with B and K of `like`."""
+    table = np.zeros((*like.shape[:2], vocab_size), dtype=bool)
     for place, image in enumerate(found):
         for number, tokens in enumerate(image):
             table[place, number, list(tokens)] = True
-    return np.take_along_axis(table, candidates, axis=-1)
+    return table
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """[B, V] -> the same."""
+    """[..., V] -> the same."""
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -18,7 +18,7 @@ WHOLE_NUMBERS = (
     "top_k",
     "num_return_sequences",
 )
-NUMBERS = ("diversity_penalty", "length_penalty", "temperature", "top_p")
+NUMBERS = ("diversity_penalty", "length_penalty", "repetition_penalty", "temperature", "top_p")
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,18 @@ class GenerationOptions:
         max_new_tokens: tokens of the longest caption, end of sequence included; never above what the model can hold.
         min_new_tokens: the end of sequence is not chosen before this many tokens.
         no_repeat_ngram_size: no n-gram of this many tokens occurs twice; 0 switches it off.
+        repetition_penalty: above 1, tokens that the caption already has, including its start token, become less
+            probable: their scores are divided by it if positive, else multiplied (Keskar et al. 2019,
+            arXiv:1909.05858). As in transformers, scores are logits, or log-probabilities in beam search.
         prefix_ids: tokens that every caption starts with; they do not count as new.
         bad_words_ids: sequences of tokens that no caption goes on with, one token of which may be all.
         force_words_ids: sequences of tokens that every caption holds, in any order; beam search alone can do that.
         num_beam_groups: groups of beams that differ from one another, for captions that do: it divides `num_beams`.
         diversity_penalty: taken off a token's log-probability for each beam of the groups before that has chosen it.
         length_penalty: beams are ranked by sum(log p) / length ** length_penalty; above 0 favours longer captions.
+        early_stopping: when beam search leaves an image with `num_beams` finished captions. True: at once; False: when
+            its best unfinished caption, if it ended now, would not rank above the worst of them; "never": when no
+            continuation of it can.
         do_sample: draw tokens instead of searching for the most probable ones.
         temperature: logits are divided by it before drawing.
         top_k: draw from the k most probable tokens; 0 switches it off (Fan et al. 2018, arXiv:1805.04833).
@@ -52,12 +58,14 @@ class GenerationOptions:
     max_new_tokens: int = 40
     min_new_tokens: int = 0
     no_repeat_ngram_size: int = 0
+    repetition_penalty: float = 1.0
     prefix_ids: tuple[int, ...] = ()
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     force_words_ids: tuple[tuple[int, ...], ...] = ()
     num_beam_groups: int = 1
     diversity_penalty: float = 0.0
     length_penalty: float = 1.0
+    early_stopping: bool | str = False
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 0
@@ -82,6 +90,9 @@ class GenerationOptions:
             object.__setattr__(self, name, tuple(self._token_ids(name, ids) for ids in getattr(self, name)))
         self._require(all(self.bad_words_ids), "bad_words_ids", "sequences of at least 1 token")
         self._require(all(self.force_words_ids), "force_words_ids", "sequences of at least 1 token")
+        self._require(0 < self.repetition_penalty < math.inf, "repetition_penalty", "above 0")
+        is_known = isinstance(self.early_stopping, bool) or self.early_stopping == "never"
+        self._require(is_known, "early_stopping", "True, False or 'never'")
         self._require(0 < self.temperature < math.inf, "temperature", "above 0")
         self._require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         self._require(self.seed is None or 0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1")

@@ -16,7 +16,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from captioner.decoding.constraints import Forbidden
+from captioner.decoding.constraints import Constraints
 from captioner.decoding.options import GenerationOptions
 from captioner.decoding.step_decoder import gather_captions
 
@@ -50,7 +50,7 @@ class Captions:
         self.prompt = prompt
         self.prompt_length = len(prompt)
         self.full_length = len(prompt) + longest
-        self.forbid = Forbidden(options, prompt, end)
+        self.constrain = Constraints(options, prompt, end)
         if options.seed is not None:
             self.generator = torch.Generator().manual_seed(options.seed)
             self.noise: list[Tensor] = []
@@ -86,7 +86,7 @@ class Captions:
 
         `most_steps` is the number of this step to the image that came first of those still in the making.
         """
-        scores = self.forbid(logits, self.sequences, self.lengths)
+        scores = self.constrain(logits, self.sequences, self.lengths)
         self.tokens = self._draw(scores, most_steps) if self.options.do_sample else scores.argmax(-1)
         chosen = self.tokens[..., None]
         is_lost = scores.gather(-1, chosen)[..., 0] == -torch.inf
@@ -162,8 +162,8 @@ class Beams(Captions):
     """Beam search as transformers has it: K beams an image, and the K best captions that have ended so far.
 
     A caption that ends among the K best continuations of a step is scored by sum(log p) / length ** length_penalty. An
-    image is done once its K captions all score above what its best beam has now. Scores s <= 0 are kept as -log(-s),
-    which ranks them the same and stays within float32: 40 ** 50 does not.
+    image is done when `early_stopping` says so. Scores s <= 0 are kept as -log(-s), which ranks them the same and stays
+    within float32: 40 ** 50 does not.
     """
 
     per_image = (*Captions.per_image, "scores", "best_scores", "best_sequences", "best_log_probs")
@@ -172,6 +172,8 @@ class Beams(Captions):
         super().__init__(options, prompt, end, longest)
         logs = [0.0] + [options.length_penalty * math.log(length) for length in range(1, longest + 1)]
         self.bonuses = torch.tensor(logs, device=prompt.device)  # log(length ** length_penalty)
+        looks_ahead = options.early_stopping == "never" and options.length_penalty > 0
+        self.best_bonus = self.bonuses[-1] if looks_ahead else None  # of the longest caption
 
     def _begin(self, prompt_log_probs: Tensor) -> None:
         super()._begin(prompt_log_probs)
@@ -197,12 +199,15 @@ class Beams(Captions):
         self.scores, going_on = self._going_on(totals, ends)
         self.sequences, self.log_probs = (gather_captions(tensor, going_on) for tensor in (sequences, written))
         self.tokens, self.parents = tokens.gather(1, going_on), parents.gather(1, going_on)
-        attainable = bonus - (-self._attainable(totals)).log()
-        self.done = self.done | is_last | (attainable <= self.best_scores.amin(1))
+        worst = self.best_scores.amin(1)
+        attainable = (bonus if self.best_bonus is None else self.best_bonus) - (-self._attainable(totals)).log()
+        self.done = self.done | is_last | (attainable <= worst)
+        if self.options.early_stopping is True:
+            self.done = self.done | (worst > ABSENT)
 
     def _totals(self, log_probs: Tensor) -> Tensor:
         """The scores of all continuations, [B, K, V] like their tokens' log-probabilities."""
-        return self.forbid(log_probs, self.sequences, self.lengths) + self.scores[..., None]
+        return self.constrain(log_probs, self.sequences, self.lengths) + self.scores[..., None]
 
     def _attainable(self, totals: Tensor) -> Tensor:
         """The best score [B] that a caption still to end may have, given those of the candidates."""

@@ -17,6 +17,10 @@ from captioner.errors import CaptionerError
         ({"bad_words_ids": (5, 7)}, r"bad_words_ids must be sequences of token ids; it is \(5, 7\)"),
         ({"bad_words_ids": "man"}, "bad_words_ids must be sequences of token ids; it is man"),
         ({"bad_words_ids": [["m", "a"]]}, "bad_words_ids must be sequences of token ids; it is"),
+        ({"early_stopping": "always"}, "early_stopping must be True, False or 'never'; it is always"),
+        ({"early_stopping": 1}, "early_stopping must be True, False or 'never'; it is 1"),
+        ({"repetition_penalty": "high"}, "repetition_penalty must be a number; it is high"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0; it is 0"),
         ({"force_words_ids": [[[5]]]}, "force_words_ids must be sequences of token ids; it is"),
     ],
 )

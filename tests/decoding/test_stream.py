@@ -39,6 +39,20 @@ SEARCHES = {
         num_beams=3, min_new_tokens=6, no_repeat_ngram_size=2, length_penalty=0.5, num_return_sequences=2
     ),
     "4 beams, banned words": GenerationOptions(num_beams=4, bad_words_ids=((5,), (7, 8)), num_return_sequences=4),
+    "greedy, repetition penalty": GenerationOptions(num_beams=1, repetition_penalty=1.4),
+    "greedy, prefix, repetition bonus": GenerationOptions(num_beams=1, repetition_penalty=0.8, prefix_ids=(5, 9)),
+    "3 beams, repetition penalty": GenerationOptions(
+        num_beams=3, repetition_penalty=1.7, num_return_sequences=3, min_new_tokens=2, no_repeat_ngram_size=3
+    ),
+    "3 beams, repetition bonus": GenerationOptions(num_beams=3, repetition_penalty=0.7, prefix_ids=(5, 9)),
+    "4 beams, early stopping": GenerationOptions(num_beams=4, early_stopping=True, num_return_sequences=4),
+    "4 beams, early stopping for long": GenerationOptions(num_beams=4, early_stopping=True, length_penalty=2.0),
+    "4 beams, never early": GenerationOptions(
+        num_beams=4, early_stopping="never", num_return_sequences=4, prefix_ids=(5, 9)
+    ),
+    "4 beams, never early for short": GenerationOptions(
+        num_beams=4, early_stopping="never", length_penalty=-1.0, num_return_sequences=4
+    ),
     "4 beams, prefix": GenerationOptions(num_beams=4, prefix_ids=(5, 9), no_repeat_ngram_size=3, min_new_tokens=3),
 }
 
@@ -72,6 +86,8 @@ def by_transformers(
         min_new_tokens=options.min_new_tokens,
         no_repeat_ngram_size=options.no_repeat_ngram_size,
         bad_words_ids=[list(ids) for ids in options.bad_words_ids] or None,
+        repetition_penalty=float(options.repetition_penalty),
+        early_stopping=options.early_stopping,
         num_beams=options.num_beams,
         num_return_sequences=options.num_return_sequences,
         length_penalty=options.length_penalty,

@@ -130,7 +130,7 @@ def damage(folder: Path, what: str) -> None:
         case "defaults too long":
             change(generation, min_new_tokens=30)
         case "an unknown default":
-            change(generation, early_stopping=True)
+            change(generation, guidance_scale=2.0)
         case "no tokenizer":
             (folder / "tokenizer.model").unlink()
         case "cut tokenizer":
@@ -155,7 +155,7 @@ def damage(folder: Path, what: str) -> None:
         ("an unknown start", r"/generation_config\.json: token 1000000; decoder\.onnx has those from 0 to"),
         ("no beams", r"/generation_config\.json: num_beams must be at least 1"),
         ("defaults too long", r"/generation_config\.json: min_new_tokens is 30; this model writes at most 16"),
-        ("an unknown default", r"/generation_config\.json: .*early_stopping"),
+        ("an unknown default", r"/generation_config\.json: .*guidance_scale"),
         ("no tokenizer", r"neither tokenizer\.json nor tokenizer\.model"),
         ("cut tokenizer", r"/tokenizer\.model: "),
     ],
