@@ -114,7 +114,7 @@ def main() -> None:
         parser.error("no photos: name a folder of JPEG files by --photos or CAPTIONER_FLICKR8K")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    captioner = Captioner.from_pretrained(options.model, precision="fp32")
+    captioner = Captioner.from_pretrained(options.model, dtype="fp32")
     backend = captioner.backend
     features = encode(backend, photos)
     report = {

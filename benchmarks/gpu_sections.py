@@ -393,7 +393,7 @@ def inference(work: Work, shape: str, batch: int, beams: int, side: str) -> Meas
 
 @functools.cache
 def our_captioner(folder: Path, device: torch.device) -> Captioner:
-    return Captioner.from_pretrained(folder, device, "fp32" if device.type == "cpu" else "bf16")
+    return Captioner.from_pretrained(folder, device=device, dtype="fp32" if device.type == "cpu" else "bf16")
 
 
 @functools.cache

@@ -272,8 +272,8 @@ def write_captioners(folder: Path, device: torch.device) -> dict[tuple[str, str]
     converted = folder / "converted"
     convert_model(folder / "peer", converted)
     if device.type != "cpu":
-        return {("torch", "bf16"): Captioner.from_pretrained(converted, device, "bf16")}
-    captioners = {("torch", "fp32"): Captioner.from_pretrained(converted, device, "fp32")}
+        return {("torch", "bf16"): Captioner.from_pretrained(converted, device=device, dtype="bf16")}
+    captioners = {("torch", "fp32"): Captioner.from_pretrained(converted, device=device, dtype="fp32")}
     for precision in ("fp32", "int8"):
         export_model(converted, folder / precision, precision)
         captioners["onnx", precision] = Captioner.from_pretrained(folder / precision)

@@ -47,7 +47,7 @@ def test_auto_classes_load_it_with_no_arguments_and_generate_what_captioner_says
     photos = sorted(PHOTOS.glob("*.jpg"))
     inputs = processor(images=[load_image(photo) for photo in photos], return_tensors="pt")
     captions = processor.batch_decode(model.generate(**inputs, max_new_tokens=40), skip_special_tokens=True)
-    assert captions == [caption.text for caption in Captioner.from_pretrained(device="cpu", precision="fp16")(photos)]
+    assert captions == [caption.text for caption in Captioner.from_pretrained(device="cpu", dtype="fp16")(photos)]
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="installed without the repository")

@@ -94,7 +94,7 @@ def load_captioner(model: str | None, device: str, precision: str) -> "Captioner
         device = "cpu"  # accelerate launch --cpu
     gc.disable()  # imports and weights are permanent; scanning them again and again takes a second
     try:
-        return Captioner.from_pretrained(model, device, precision)
+        return Captioner.from_pretrained(model, device=device, dtype=precision)
     finally:
         gc.freeze()
         gc.unfreeze()  # together they move everything to the oldest generation

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 WORTH_TUNING = 1000
 """Images from which on `Captioner.tune` pays: it takes about as long as captioning 60 of them."""
 
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""torch's names of types, and ours."""
+
 
 class Captioner:
     """A model, ready to caption.
@@ -57,24 +60,34 @@ class Captioner:
     def from_pretrained(
         cls,
         model: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
         device: "str | torch.device" = "auto",
-        precision: str = "auto",
+        dtype: "str | torch.dtype" = "auto",
     ) -> "Captioner":
-        """Load the bundled checkpoint (None or "default"), a folder that training or `captioner export` wrote, or a
-        model of the Hugging Face Hub.
+        """Load a model.
 
         Args:
-            model: an existing folder is read as such; any other `owner/name` is asked of the Hub, through its cache,
-                and of the cache alone where HF_HUB_OFFLINE=1.
-            device: a torch device; "auto" takes an accelerator where there is one. Where it names no number, processes
-                that were launched together on a machine take one each.
-            precision: of weights and arithmetic; "auto" is bf16 on an accelerator (fp16 where it has no bf16), fp32 on
-                a CPU until `tune` finds bf16 faster.
+            model: None or "default" for the bundled model; a folder that training or `captioner export` wrote; else
+                `owner/name` on the Hugging Face Hub, downloaded or taken from the cache (from the cache only if
+                HF_HUB_OFFLINE=1).
+            revision: branch, tag or commit on the Hub.
+            token: the Hub's access token; None uses the saved one, False none.
+            cache_dir: the folder that downloads are cached in; default: huggingface_hub's.
+            device: a torch device; "auto" takes an accelerator if there is one. Processes that were launched together
+                on a machine take one each, unless the device has a number.
+            dtype: of weights and arithmetic: "float32", "bfloat16", "float16" (or "fp32", "bf16", "fp16") or torch's
+                own; "auto" is bfloat16 on an accelerator (float16 if it has no bfloat16), and float32 on a CPU until
+                `tune` finds bfloat16 faster.
 
         Raises:
-            CaptionerError: no such model, or one that cannot be read; the message says which and why.
+            CaptionerError: there is no such model, or it cannot be read; the message says which and why.
         """
-        folder, name = find_model(model)
+        folder, name = find_model(model, revision, token, cache_dir)
+        dtype_name = str(dtype).removeprefix("torch.")
+        precision = PRECISIONS.get(dtype_name, dtype_name)
         backend: Backend
         if is_export(folder):
             from captioner.infer.onnx_backend import OnnxBackend
@@ -144,7 +157,7 @@ class Captioner:
 
     def tune(self, options: GenerationOptions, batch_size: int | None = None) -> None:
         """Set what a short probe finds fastest on this machine, before captioning images by the thousand: on a CPU bf16
-        in place of fp32 if `precision` was "auto"; on an accelerator the batch size, unless `batch_size` names it.
+        in place of fp32 if `dtype` was "auto"; on an accelerator the batch size, unless `batch_size` names it.
 
         The batch size on a CPU stays: from 8 images on, sizes differ little there.
         """

@@ -177,7 +177,7 @@ def test_a_large_photo_is_decoded_small_and_recorded_at_its_size(annotate, photo
 def test_words_of_the_command_line_are_those_of_the_captioner(annotate, photos, tiny_captioner):
     found = annotate(photos / "00.png", "--prefix", "a red", "--forced-word", "dog")
     words = {"prefix": "a red", "forced_words": ["dog"]}
-    expected = Captioner.from_pretrained(tiny_captioner, "cpu")(photos / "00.png", **words)
+    expected = Captioner.from_pretrained(tiny_captioner, device="cpu")(photos / "00.png", **words)
     assert found.out == f"photos/00.png\t{expected.text}\n"
     assert expected.text.startswith("a red") and "dog" in expected.text
 

@@ -60,7 +60,7 @@ def test_a_precision_that_was_asked_for_stays(
     tiny_captioner: Path, cap: Captioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probed = speeds_by(monkeypatch, lambda backend, size: 2.0 if backend.precision == "bf16" else 1.0)
-    plain = Captioner.from_pretrained(tiny_captioner, device="cpu", precision="fp32")
+    plain = Captioner.from_pretrained(tiny_captioner, device="cpu", dtype="fp32")
     plain.tune(GenerationOptions())
     monkeypatch.setenv("WORLD_SIZE", "2")
     cap.tune(GenerationOptions())

@@ -178,7 +178,7 @@ def test_an_unknown_option_is_an_error_that_lists_the_known_ones(cap, photos):
 
 def test_a_model_of_half_precision_captions(tiny_captioner, photos):
     for precision in ("bf16", "fp16"):
-        half = Captioner.from_pretrained(tiny_captioner, device="cpu", precision=precision)
+        half = Captioner.from_pretrained(tiny_captioner, device="cpu", dtype=precision)
         assert {parameter.dtype for parameter in half.backend.model.parameters()} == {module.DTYPES[precision]}
         assert 0 < half(photos[0]).confidence <= 1
 
@@ -285,7 +285,26 @@ def test_a_device_that_cannot_compute_is_refused(tiny_captioner, device):
     with pytest.raises(CaptionerError, match=f"device '{device}'"):
         Captioner.from_pretrained(tiny_captioner, device=device)
     with pytest.raises(CaptionerError, match="precision 'int3': choose auto, fp32, bf16, fp16"):
-        Captioner.from_pretrained(tiny_captioner, precision="int3")
+        Captioner.from_pretrained(tiny_captioner, dtype="int3")
+
+
+def test_torchs_types_and_their_names_are_precisions(tiny_captioner, photos):
+    for dtype in (torch.bfloat16, "bfloat16", "bf16"):
+        assert Captioner.from_pretrained(tiny_captioner, device="cpu", dtype=dtype).precision == "bf16"
+
+
+def test_arguments_for_the_hub_reach_it(tmp_path, monkeypatch):
+    asked = {}
+
+    def download(repository, **arguments):
+        asked.update(arguments, repository=repository)
+        raise OSError("stop")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(CaptionerError, match="stop"):
+        Captioner.from_pretrained("someone/model", revision="v2", token="secret", cache_dir=tmp_path)
+    assert asked.pop("allow_patterns")
+    assert asked == {"repository": "someone/model", "revision": "v2", "token": "secret", "cache_dir": tmp_path}
 
 
 def test_the_folder_of_a_training_means_its_best_checkpoint(tiny_captioner, tmp_path):

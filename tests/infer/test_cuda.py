@@ -112,7 +112,7 @@ def test_captured_draws_differ_from_one_another_and_repeat_with_torchs_seed(
 def test_a_captioner_writes_the_same_from_captured_work(tiny_captioner: Path, graphs: list[object]) -> None:
     draw = np.random.default_rng(1)
     photos = [Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(43)]
-    captioner = Captioner.from_pretrained(tiny_captioner, device=DEVICE, precision="fp32")
+    captioner = Captioner.from_pretrained(tiny_captioner, device=DEVICE, dtype="fp32")
     backend = captioner.backend
     assert isinstance(backend, TorchBackend) and backend.captures is not None
     found = [[one.text for one in captioner(photos, batch_size=8)] for _ in range(3)]
@@ -135,7 +135,7 @@ def test_in_bfloat16_most_captions_are_those_of_float32(tiny_captioner: Path) ->
     photos = [Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(64)]
     texts = {}
     for precision in ("fp32", "bf16"):
-        captioner = Captioner.from_pretrained(tiny_captioner, device=DEVICE, precision=precision)
+        captioner = Captioner.from_pretrained(tiny_captioner, device=DEVICE, dtype=precision)
         texts[precision] = [caption.text for caption in captioner(photos, batch_size=16, num_beams=1)]
     assert len(set(texts["fp32"])) > 5
     assert sum(one == other for one, other in zip(*texts.values(), strict=True)) > 40
