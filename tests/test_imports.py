@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hub": {"model", "files", "errors"},
     "convert": {"hub", "model", "files", "errors"},
     "decoding": {"model", "errors"},
-    "infer": {"decoding", "hub", "data", "model", "distributed", "cpu", "errors"},
+    "infer": {"decoding", "hub", "data", "model", "files", "distributed", "cpu", "errors"},
     "train": {"decoding", "hub", "data", "model", "metrics", "config", "files", "distributed", "cpu", "errors"},
     "annotate": INFER_AND_BELOW,
     "export": INFER_AND_BELOW,

@@ -3,6 +3,7 @@
 It loads no torch, which exported models do without.
 """
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -11,6 +12,7 @@ from captioner.data.images import ImageInput
 from captioner.decoding.defaults import options_with
 from captioner.decoding.options import GenerationOptions, word_options
 from captioner.errors import CaptionerError
+from captioner.files import new_folder
 from captioner.hub.find import find_model
 from captioner.infer.backend import Backend, CaptionStream, Preprocess
 from captioner.infer.caption import Caption
@@ -110,6 +112,7 @@ class Captioner:
         images: ImageInput | Iterable[ImageInput],
         *,
         batch_size: int | None = None,
+        fetch_urls: bool = False,
         prefix: str = "",
         banned_words: str | Iterable[str] = (),
         forced_words: str | Iterable[str] = (),
@@ -121,6 +124,7 @@ class Captioner:
             images: an image, or an iterable of images: paths, the bytes of image files, files open for reading bytes,
                 PIL images, arrays or tensors of pixels (see `array_to_image`). An array of four dimensions is a batch.
             batch_size: images captioned at once; default: the backend's.
+            fetch_urls: download images that are named by a URL (http, https or data).
             prefix: the text that every caption starts with: "a photo of".
             banned_words: words or phrases that no caption uses, as the tokenizer spells them here.
             forced_words: words or phrases that every caption contains; they need beam search.
@@ -133,8 +137,10 @@ class Captioner:
         several = as_several(images)
         if several is None:
             words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
-            return self([cast(ImageInput, images)], batch_size=batch_size, **words, **options)[0]
-        batches = image_batches(several, self.preprocessing, self.batch_size if batch_size is None else batch_size)
+            given = words | {"batch_size": batch_size, "fetch_urls": fetch_urls} | options
+            return self([cast(ImageInput, images)], **given)[0]
+        size = self.batch_size if batch_size is None else batch_size
+        batches = image_batches(several, self.preprocessing, size, fetch_urls)
         stream = self.stream(self.options(**options | self.word_options(prefix, banned_words, forced_words)))
         captions: list[Caption] = []
         for batch in batches:
@@ -154,6 +160,59 @@ class Captioner:
     ) -> dict[str, Any]:
         """Turn the words that `__call__` takes into fields of `GenerationOptions`."""
         return word_options(self.backend.tokenizer.encode, self.backend.start, prefix, banned_words, forced_words)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Copy the model's files, as they were loaded, into a new folder.
+
+        Raises:
+            CaptionerError: `folder` exists, or cannot be written.
+        """
+        with new_folder(Path(folder).expanduser()) as partial:
+            for path in _files(self.folder):
+                shutil.copyfile(path, partial / path.name)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a captioner",
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the model's files, as they were loaded, to the Hugging Face Hub.
+
+        Args:
+            repo_id: `owner/name`; the repository is created if it does not exist.
+            private: of a new repository; default: the owner's default.
+            token: the Hub's access token; default: the saved one.
+            revision: the branch to commit to; default: main.
+            create_pr: open a pull request in place of a commit.
+
+        Returns:
+            The URL of the commit.
+
+        Raises:
+            CaptionerError: the Hub refused, or cannot be reached.
+        """
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        api = HfApi(token=token)
+        try:
+            repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            commit = api.upload_folder(
+                repo_id=repository,
+                folder_path=self.folder,
+                allow_patterns=[path.name for path in _files(self.folder)],
+                revision=revision,
+                commit_message=commit_message,
+                create_pr=create_pr,
+            )
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise CaptionerError(f"{repo_id}: not uploaded: {str(error).splitlines()[0]}") from error
+        return str(commit.commit_url)
 
     def tune(self, options: GenerationOptions, batch_size: int | None = None) -> None:
         """Set what a short probe finds fastest on this machine, before captioning images by the thousand: on a CPU bf16
@@ -181,3 +240,8 @@ class Captioner:
     def preprocessing(self) -> Preprocess:
         """From an upright RGB image to what `stream` takes. Safe in threads."""
         return self.backend.preprocessing
+
+
+def _files(folder: Path) -> list[Path]:
+    """A model's files: those directly in its folder."""
+    return sorted(path for path in folder.iterdir() if path.is_file())

@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 
 from captioner.data.arrays import Array
-from captioner.data.images import ImageError, ImageInput, load_image
+from captioner.data.images import ImageError, ImageInput, is_url, load_image
 from captioner.errors import CaptionerError
 from captioner.infer.backend import Preprocess
+from captioner.infer.urls import fetch_image
 
 _log = logging.getLogger(__name__)
 
@@ -38,9 +39,9 @@ def read_image(source: ImageInput, min_size: int) -> Image.Image:
 
 
 def image_batches(
-    images: Iterable[ImageInput], preprocessing: Preprocess, batch_size: int
+    images: Iterable[ImageInput], preprocessing: Preprocess, batch_size: int, fetch_urls: bool = False
 ) -> Iterator[list[np.ndarray]]:
-    """Read and preprocess images, `batch_size` at a time.
+    """Read and preprocess images, `batch_size` at a time; with `fetch_urls`, strings that are URLs are downloaded.
 
     Raises:
         CaptionerError: `batch_size` is below 1.
@@ -48,13 +49,14 @@ def image_batches(
     """
     if batch_size < 1:
         raise CaptionerError(f"batch_size must be at least 1; it is {batch_size}")
-    prepared = (_prepared(image, number, preprocessing) for number, image in enumerate(images))
+    prepared = (_prepared(image, number, preprocessing, fetch_urls) for number, image in enumerate(images))
     return iter(lambda: list(islice(prepared, batch_size)), [])
 
 
-def _prepared(image: ImageInput, number: int, preprocessing: Preprocess) -> np.ndarray:
+def _prepared(image: ImageInput, number: int, preprocessing: Preprocess, fetch_urls: bool) -> np.ndarray:
     try:
-        return preprocessing(read_image(image, preprocessing.min_size))
+        source = fetch_image(image) if fetch_urls and isinstance(image, str) and is_url(image) else image
+        return preprocessing(read_image(source, preprocessing.min_size))
     except ImageError as error:
         if isinstance(image, str | os.PathLike):
             raise

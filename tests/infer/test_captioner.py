@@ -1,9 +1,13 @@
+import base64
+import http.server
 import io
 import json
 import math
 import shutil
+import threading
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from captioner.data.images import ImageError
 from captioner.decoding.hypothesis import Hypothesis
 from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
+from captioner.hub.find import digest
 from captioner.infer import torch_backend as module
 from captioner.infer.caption import Caption, caption_of
 from captioner.infer.captioner import Captioner
@@ -305,6 +310,76 @@ def test_arguments_for_the_hub_reach_it(tmp_path, monkeypatch):
         Captioner.from_pretrained("someone/model", revision="v2", token="secret", cache_dir=tmp_path)
     assert asked.pop("allow_patterns")
     assert asked == {"repository": "someone/model", "revision": "v2", "token": "secret", "cache_dir": tmp_path}
+
+
+def test_a_saved_model_is_the_model_and_nothing_is_written_over(cap, tiny_captioner, photos, tmp_path):
+    cap.save_pretrained(tmp_path / "saved")
+    assert digest(tmp_path / "saved") == digest(tiny_captioner)
+    assert Captioner.from_pretrained(str(tmp_path / "saved"), device="cpu")(photos[0]) == cap(photos[0])
+    with pytest.raises(CaptionerError, match="saved: exists already"):
+        cap.save_pretrained(tmp_path / "saved")
+
+
+def test_a_models_files_are_pushed_to_the_hub(cap, monkeypatch):
+    calls = []
+
+    class Api:
+        def __init__(self, token):
+            calls.append(token)
+
+        def create_repo(self, repo_id, private, exist_ok):
+            calls.append((repo_id, private, exist_ok))
+            return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+        def upload_folder(self, **arguments):
+            calls.append(arguments)
+            return SimpleNamespace(commit_url="https://hub/commit")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert cap.push_to_hub("mine", private=True, token="secret", revision="next") == "https://hub/commit"
+    token, created, uploaded = calls
+    assert token == "secret" and created == ("mine", True, True)
+    assert uploaded["repo_id"] == "me/mine" and uploaded["folder_path"] == cap.folder and uploaded["revision"] == "next"
+    assert {"model.safetensors", "config.json", "tokenizer.model"} <= set(uploaded["allow_patterns"])
+
+    def refuse(api, *_, **__):
+        raise OSError("no\nroute")
+
+    monkeypatch.setattr(Api, "create_repo", refuse)
+    with pytest.raises(CaptionerError, match=r"^mine: not uploaded: no$"):
+        cap.push_to_hub("mine")
+
+
+def test_urls_are_fetched_only_if_asked_for(cap, photos, tmp_path):
+    data = photos[0].read_bytes()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/photo.png" else 404)
+            self.end_headers()
+            if self.path == "/photo.png":
+                self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        inline = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        expected = cap(photos[0])
+        assert cap(f"{url}/photo.png", fetch_urls=True) == expected
+        assert [one.text for one in cap([inline, photos[1]], fetch_urls=True)] == [expected.text, cap(photos[1]).text]
+        with pytest.raises(ImageError, match=r"gone\.png: cannot be fetched: HTTP status 404"):
+            cap([f"{url}/gone.png"], fetch_urls=True)
+        for given in (f"{url}/photo.png", inline):
+            with pytest.raises(ImageError, match="URLs are not fetched"):
+                cap(given)
+        server.shutdown()
+    with pytest.raises(ImageError, match=r"photo\.png: cannot be fetched: .*refused"):
+        cap(f"{url}/photo.png", fetch_urls=True)
+    with pytest.raises(ImageError, match="only http, https and data URLs"):
+        cap(f"file://{photos[0]}", fetch_urls=True)
 
 
 def test_the_folder_of_a_training_means_its_best_checkpoint(tiny_captioner, tmp_path):
