@@ -269,7 +269,8 @@ def search(
     Raises:
         CaptionerError: no caption keeps all the rules.
     """
-    tokens, rows = np.full((batch_size, 1), start, dtype=np.int64), np.arange(batch_size, dtype=np.int64)[:, None]
+    tokens: np.ndarray = np.full((batch_size, 1), start, dtype=np.int64)
+    rows: np.ndarray = np.arange(batch_size, dtype=np.int64)[:, None]
     prefixes = [Draft((), ())] * batch_size
     for token in options.prefix_ids:
         log_probs = _log_softmax(decoder.logits(tokens, rows)[:, 0])[:, token]

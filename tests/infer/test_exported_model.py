@@ -17,6 +17,8 @@ from captioner.infer.captioner import Captioner
 for library in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(library, reason=f"an export is made for these tests: {library}, of 'captioner[export]'")
 
+from captioner.infer.exported_model import ExportedModel  # noqa: E402
+
 WITHOUT_TORCH = """
 import json, sys
 
@@ -165,7 +167,7 @@ def test_a_folder_that_is_no_export_is_explained_in_one_line(exported, tmp_path,
     shutil.copytree(exported, folder)
     damage(folder, what)
     with pytest.raises(CaptionerError, match=message) as caught:
-        Captioner.from_pretrained(folder)
+        ExportedModel(folder, num_threads=1)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
