@@ -46,5 +46,5 @@ fi
 offline "$scratch/server/bin/captioner" annotate "$photo" --model "$scratch/exported"
 offline "$scratch/server/bin/captioner" env
 offline "$scratch/server/bin/python" -c "
-from captioner.infer.onnx_backend import ExportedCaptioner
-print(ExportedCaptioner('$scratch/exported')('$photo').text)"
+from captioner import Captioner
+print(Captioner.from_pretrained('$scratch/exported')('$photo').text)"

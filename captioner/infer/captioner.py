@@ -196,6 +196,7 @@ class Captioner:
         Raises:
             CaptionerError: the Hub refused, or cannot be reached.
         """
+        import httpx
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -210,8 +211,8 @@ class Captioner:
                 commit_message=commit_message,
                 create_pr=create_pr,
             )
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise CaptionerError(f"{repo_id}: not uploaded: {str(error).splitlines()[0]}") from error
+        except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+            raise CaptionerError(f"{repo_id}: not uploaded: {str(error).strip().splitlines()[0]}") from error
         return str(commit.commit_url)
 
     def tune(self, options: GenerationOptions, batch_size: int | None = None) -> None:
