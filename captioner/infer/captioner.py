@@ -13,6 +13,7 @@ import numpy as np
 from captioner.data.images import ImageInput
 from captioner.decoding.defaults import options_with
 from captioner.decoding.options import GenerationOptions, word_options
+from captioner.errors import CaptionerError
 from captioner.hub.find import find_model
 from captioner.infer.caption import Caption, as_several, pixel_batches
 from captioner.infer.export_format import is_export
@@ -55,6 +56,7 @@ class Captioner(ABC):
         model: str | Path | None = None,
         device: "str | torch.device" = "auto",
         precision: str = "auto",
+        adapter: str | Path | None = None,
     ) -> "Captioner":
         """Load the bundled checkpoint (None or "default"), a folder that training or `captioner export` wrote, or a
         model of the Hugging Face Hub.
@@ -66,18 +68,22 @@ class Captioner(ABC):
                 that were launched together on a machine take one each.
             precision: of weights and arithmetic; "auto" is bf16 on an accelerator (fp16 where it has no bf16), fp32 on
                 a CPU until `tune` finds bf16 faster.
+            adapter: a LoRA adapter to merge into the model: a folder with PEFT's files, a training's folder, or a model
+                of the Hub.
 
         Raises:
             CaptionerError: no such model, or one that cannot be read; the message says which and why.
         """
         folder, name = find_model(model)
         if is_export(folder):
+            if adapter is not None:
+                raise CaptionerError(f"{name}: an exported model takes no adapter; export the model with it")
             from captioner.infer.onnx_stream import OnnxCaptioner
 
             return OnnxCaptioner(folder, name, device, precision)
         from captioner.infer.torch_backend import TorchCaptioner
 
-        captioner = TorchCaptioner.load(folder, name, device, precision)
+        captioner = TorchCaptioner.load(folder, name, device, precision, adapter)
         captioner.folder = folder
         return captioner
 
