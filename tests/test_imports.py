@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "distributed": {"errors"},
     "cpu": set(),
+    "web": set(),
     "config": {"errors"},
     "model": set(),  # save_pretrained copies these files beside a checkpoint: they stand alone
     "metrics": {"errors"},
@@ -43,11 +44,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"decoding", "hub", "data", "model", "metrics", "config", "files", "distributed", "cpu", "errors"},
     "annotate": INFER_AND_BELOW,
     "export": INFER_AND_BELOW,
-    "serve": INFER_AND_BELOW | {"annotate"},
+    "serve": INFER_AND_BELOW | {"annotate", "web"},
+    "review": INFER_AND_BELOW | {"annotate", "web"},
 }
 THE_TOP = {"__init__", "__main__", "cli"}  # may import every room
 
-WEB_ROOMS = ("serve", "annotate.review")
+WEB_ROOMS = ("serve", "review")
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "accelerate": ("train",),
     "fastapi": WEB_ROOMS,

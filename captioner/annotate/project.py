@@ -54,6 +54,7 @@ class Project:
         self.path = Path(path)
         self.folder = os.path.dirname(os.path.abspath(path))
         self._lock = threading.RLock()
+        self._now = 0.0
         if not create and not self.path.is_file():
             raise CaptionerError(f"{path}: no such project; `captioner annotate PHOTOS -o {path}` makes one")
         with self._reporting():
@@ -96,6 +97,8 @@ class Project:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All statements of the block, or none. A block inside another belongs to the outer one.
 
+        Decisions of one block have the same time, by which they are known as one act.
+
         Raises:
             CaptionerError: the file cannot be written.
         """
@@ -104,6 +107,7 @@ class Project:
                 yield self.connection
                 return
             self.connection.execute("BEGIN IMMEDIATE")
+            self._now = max(time.time(), self._now + 1e-6)
             try:
                 yield self.connection
                 self.connection.execute("COMMIT")
@@ -275,7 +279,7 @@ class Project:
             current = self.image(image)
             if current.version != version:
                 raise Conflict(current, None)
-            made, undone = _stacks(self.history(image))
+            made, undone = stacks(self.history(image))
             if not (made if action == "undo" else undone):
                 raise CaptionerError(f"{current.name}: there is nothing to {action}")
             if action == "redo":
@@ -298,7 +302,7 @@ class Project:
         self.connection.execute(
             """INSERT INTO decisions (image, version, action, verdict, caption, reviewer, decided)
             VALUES (?, ?, ?, ?, ?, ?, ?)""",
-            (image, version + 1, action, verdict, caption, reviewer, time.time()),
+            (image, version + 1, action, verdict, caption, reviewer, self._now),
         )
         self._settle(image)
 
@@ -327,7 +331,7 @@ class Project:
         )
 
 
-def _stacks(history: Iterable[Decision]) -> tuple[list[Decision], list[Decision]]:
+def stacks(history: Iterable[Decision]) -> tuple[list[Decision], list[Decision]]:
     """The decisions that are in force or under one that is, and those that were undone, the last ones last."""
     made: list[Decision] = []
     undone: list[Decision] = []

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from captioner.cli.shared import (
+    Adapter,
     BatchSize,
     Device,
     LengthPenalty,
@@ -35,6 +36,7 @@ def annotate(
     ] = None,
     output_format: Annotated[str | None, typer.Option("--format", help="jsonl or csv; default: by suffix.")] = None,
     model: Model = None,
+    adapter: Adapter = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: BatchSize = None,
@@ -87,6 +89,7 @@ def annotate(
     )
     from captioner.annotate.paths import find_images
     from captioner.distributed import this_process
+    from captioner.hub.adapters import find_adapter
     from captioner.hub.find import digest
     from captioner.infer.captioner import WORTH_TUNING
 
@@ -119,7 +122,7 @@ def annotate(
     inputs = inputs_of(paths)
     if precision == "auto" and output and is_file:
         precision = precision_left(output, inputs) or precision  # a resumed run keeps its precision
-    captioner = load_captioner(model, device, precision)
+    captioner = load_captioner(model, device, precision, adapter)
     options = captioner.options(**given, **captioner.word_options(prefix, banned_word or (), forced_word or ()))
     if len(is_mine) >= WORTH_TUNING:
         captioner.tune(options, batch_size)
@@ -128,6 +131,8 @@ def annotate(
     sink: Sink
     if output and is_file:
         weights = {"model": captioner.name, "files": digest(captioner.folder), "precision": captioner.precision}
+        if adapter:
+            weights["adapter"] = digest(find_adapter(adapter)[0])
         sink = OutputFile(output, chosen_format, weights | {"options": asdict(options)}, inputs, process)
     else:
         sink = stream_to(output, chosen_format) if output else table()

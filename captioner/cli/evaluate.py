@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from captioner.cli.shared import (
+    Adapter,
     BatchSize,
     Device,
     LengthPenalty,
@@ -41,6 +42,7 @@ def evaluate(
     metrics: Metrics = None,
     tokenization: Tokenization = "ptb",
     model: Model = None,
+    adapter: Adapter = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: BatchSize = None,
@@ -76,7 +78,7 @@ def evaluate(
     check_files(output, predictions)
     source = {"path": data, "images": images, "split": split, "on_error": "skip"}
     samples, skipped = load_samples(validated(SourceConfig, source, "data"))
-    captioner = load_captioner(model, device, precision)
+    captioner = load_captioner(model, device, precision, adapter)
     captions, failures = caption_samples(
         captioner,
         samples,

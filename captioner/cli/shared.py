@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 # Options of `annotate` and `evaluate`. Unset ones default to the model's, else to those of `GenerationOptions`.
 Model = Annotated[str | None, typer.Option(help="A folder or a Hugging Face Hub id; default: the bundled model.")]
+Adapter = Annotated[
+    str | None, typer.Option(help="A LoRA adapter to merge into the model: PEFT's folder, a training's, or a Hub id.")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...; auto: an accelerator where there is one.")]
 Precision = Annotated[
     str, typer.Option(help="fp32, bf16 or fp16; auto: bf16 on an accelerator (fp16 where it has none), fp32 on a CPU.")
@@ -87,14 +90,14 @@ def default_workers() -> int:
     return min(8, available_cores())
 
 
-def load_captioner(model: str | None, device: str, precision: str) -> "Captioner":
+def load_captioner(model: str | None, device: str, precision: str, adapter: str | None = None) -> "Captioner":
     from captioner.infer.captioner import Captioner
 
     if device == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         device = "cpu"  # accelerate launch --cpu
     gc.disable()  # imports and weights are permanent; scanning them again and again takes a second
     try:
-        return Captioner.from_pretrained(model, device=device, dtype=precision)
+        return Captioner.from_pretrained(model, device=device, dtype=precision, adapter=adapter)
     finally:
         gc.freeze()
         gc.unfreeze()  # together they move everything to the oldest generation

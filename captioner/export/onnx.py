@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from captioner.decoding.defaults import generation_defaults, options_with
 from captioner.errors import CaptionerError
 from captioner.files import new_folder
+from captioner.hub.adapters import merge_adapter
 from captioner.hub.card import read_card, write_card
 from captioner.hub.find import find_model
 from captioner.hub.load import load_model
@@ -56,8 +57,11 @@ class Agreement(NamedTuple):
     equal_tokens: float
 
 
-def export_model(model: str | Path, output: Path, precision: str = "fp32") -> Agreement:
-    """Write a model (as `Captioner.from_pretrained` finds it) as the folder `output`, whole or not at all.
+def export_model(
+    model: str | Path, output: Path, precision: str = "fp32", adapter: str | Path | None = None
+) -> Agreement:
+    """Write a model (as `Captioner.from_pretrained` finds it), with an adapter merged into it if one is named, as the
+    folder `output`, whole or not at all.
 
     fp32 is exact; fp16 halves the files and computes in half precision where ONNX Runtime can; int8 quantises the
     weights of matrix products by channel, and their inputs as they come (convolutions stay in fp32).
@@ -75,6 +79,8 @@ def export_model(model: str | Path, output: Path, precision: str = "fp32") -> Ag
             raise CaptionerError(f"{name}: exported already; export the model it was made from")
         card = read_card(folder, name)
         network, processor = load_model(folder, name)
+        if adapter is not None:
+            name = f"{name} with {merge_adapter(network, adapter)}"
         network.eval()
         _write_settings(partial, network, processor, name, precision)
         _write_graphs(partial, network, precision)

@@ -13,6 +13,7 @@ from captioner.decoding.defaults import options_with
 from captioner.decoding.options import GenerationOptions, word_options
 from captioner.errors import CaptionerError
 from captioner.files import new_folder
+from captioner.hub.adapters import find_adapter
 from captioner.hub.find import find_model
 from captioner.infer.backend import Backend, CaptionStream, Preprocess
 from captioner.infer.caption import Caption
@@ -68,6 +69,7 @@ class Captioner:
         cache_dir: str | Path | None = None,
         device: "str | torch.device" = "auto",
         dtype: "str | torch.dtype" = "auto",
+        adapter: str | Path | None = None,
     ) -> "Captioner":
         """Load a model.
 
@@ -83,6 +85,8 @@ class Captioner:
             dtype: of weights and arithmetic: "float32", "bfloat16", "float16" (or "fp32", "bf16", "fp16") or torch's
                 own; "auto" is bfloat16 on an accelerator (float16 if it has no bfloat16), and float32 on a CPU until
                 `tune` finds bfloat16 faster.
+            adapter: a LoRA adapter to merge into the model: a folder with PEFT's files, a training's folder, or a model
+                on the Hub.
 
         Raises:
             CaptionerError: there is no such model, or it cannot be read; the message says which and why.
@@ -92,13 +96,17 @@ class Captioner:
         precision = PRECISIONS.get(dtype_name, dtype_name)
         backend: Backend
         if is_export(folder):
+            if adapter is not None:
+                raise CaptionerError(f"{name}: an exported model takes no adapter; export the model with it")
             from captioner.infer.onnx_backend import OnnxBackend
 
             backend = OnnxBackend(folder, name, str(device), precision)
         else:
             from captioner.infer.torch_backend import TorchBackend
 
-            backend = TorchBackend.load(folder, name, device, precision)
+            backend = TorchBackend.load(folder, name, device, precision, adapter)
+        if adapter is not None:
+            name = f"{name} with {find_adapter(adapter)[1]}"
         return cls(backend, name, folder)
 
     @overload

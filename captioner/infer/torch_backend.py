@@ -21,6 +21,7 @@ from captioner.decoding.options import GenerationOptions
 from captioner.decoding.stream import GenerationStream
 from captioner.distributed import this_process
 from captioner.errors import CaptionerError
+from captioner.hub.adapters import merge_adapter
 from captioner.hub.load import load_model
 from captioner.infer.autotune import best_batch_size, is_worth_rounding
 from captioner.infer.caption import Caption, Tag, caption_of, likely_tags
@@ -64,14 +65,24 @@ class TorchBackend:
         self.preprocessing = processor.image_processor.preprocessing
 
     @classmethod
-    def load(cls, folder: Path, name: str, device: str | torch.device, precision: str) -> "TorchBackend":
-        """Read a checkpoint's folder.
+    def load(
+        cls,
+        folder: Path,
+        name: str,
+        device: str | torch.device,
+        precision: str,
+        adapter: str | Path | None = None,
+    ) -> "TorchBackend":
+        """Read a checkpoint's folder, and merge an adapter into the model if one is named.
 
         Raises:
-            CaptionerError: it cannot be read, or there is no such device or precision.
+            CaptionerError: either cannot be read, or there is no such device or precision.
         """
         _precision(precision, _device(device))  # a wrong name should not cost the reading of weights
-        return cls(*load_model(folder, name), device, precision)
+        model, processor = load_model(folder, name)
+        if adapter is not None:
+            merge_adapter(model, adapter)
+        return cls(model, processor, device, precision)
 
     def tune(self, options: GenerationOptions, batch_size: int | None) -> None:
         if self.device.type != "cpu":

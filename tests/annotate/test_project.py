@@ -268,3 +268,12 @@ def test_a_file_that_is_no_project_is_refused_and_left_alone(tmp_path, make, mes
         Project(path, create=path.exists())
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
     assert (path.read_bytes() if path.is_file() else None) == before
+
+
+def test_decisions_of_one_transaction_are_one_act(project):
+    with project.transaction():
+        for image in (1, 2):
+            project.decide(image, 0, "edited", "ann", "a dog")
+    project.decide(3, 0, "edited", "ann", "a dog")
+    first, second, third = (project.history(image)[0].decided for image in (1, 2, 3))
+    assert first == second < third
