@@ -57,6 +57,8 @@ def test_the_server_s_bounds_are_those_of_the_project() -> None:
     extras = dict(re.match(r"([\w-]+)(.*)", entry).groups() for entry in project["optional-dependencies"]["export"])  # type: ignore[union-attr]
     bounds = extras | requirements(ROOT)
     assert requirements(SERVER).items() <= bounds.items()
+    server: dict[str, Any] = tomllib.loads((SERVER / "pyproject.toml").read_text())["project"]
+    assert server["optional-dependencies"]["serve"] == project["optional-dependencies"]["serve"]
 
 
 def test_a_recipe_is_found_by_its_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from captioner import __version__
-from captioner.cli import annotate, average, convert, env, evaluate, export, push, recipes, score, tokenizer, train
+from captioner.cli import (
+    annotate,
+    average,
+    convert,
+    env,
+    evaluate,
+    export,
+    push,
+    recipes,
+    score,
+    serve,
+    tokenizer,
+    train,
+)
 from captioner.cli.console import close_stdout, open_console
 from captioner.cpu.memory import keep_freed_memory
 from captioner.errors import CaptionerError
@@ -56,6 +69,7 @@ for job in (
     push.push,
     recipes.recipes,
     env.env,
+    serve.serve,
 ):
     app.command()(job)
 

@@ -75,7 +75,7 @@ ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview 
 """The inputs of `load_image`; `Array` includes NumPy arrays and torch tensors."""
 
 
-def load_image(source: ImageInput, min_size: int | None = None) -> Image.Image:
+def load_image(source: ImageInput, min_size: int | None = None, max_pixels: int | None = None) -> Image.Image:
     """Decode an image to upright RGB, 8 bits a channel.
 
     Animations give their first frame; transparency is drawn over white; EXIF orientation is applied; greyscale of 16
@@ -89,6 +89,7 @@ def load_image(source: ImageInput, min_size: int | None = None) -> Image.Image:
             array of pixels (see `array_to_image`), or a Pillow image (which is not modified).
         min_size: pixels that the shorter side must keep. JPEGs are decoded at the smallest of 1/8, 1/4, 1/2 and full
             size that does so, which is several times faster; other formats ignore it.
+        max_pixels: width times height that an encoded image may have; default: `MAX_PIXELS`, which is never exceeded.
 
     Raises:
         ImageError: with the file and the reason.
@@ -104,12 +105,12 @@ def load_image(source: ImageInput, min_size: int | None = None) -> Image.Image:
         return _upright(image, image.size, name)
     data = _read(source, name)
     try:
-        return _decode(data, name, min_size)
+        return _decode(data, name, min_size, max_pixels)
     except ImageError:
         bare = _without_ancillary_chunks(data)
         if bare is None:
             raise
-    return _decode(bare, name, min_size)
+    return _decode(bare, name, min_size, max_pixels)
 
 
 def is_url(name: str) -> bool:
@@ -173,8 +174,9 @@ def _fetch(source: object, name: str) -> bytes:
     return data
 
 
-def _decode(data: bytes, name: str, min_size: int | None) -> Image.Image:
+def _decode(data: bytes, name: str, min_size: int | None, max_pixels: int | None) -> Image.Image:
     image = _open(data, name)
+    _check_size(image.size, name, max_pixels)
     ended = _with_end_marker(image, data, name)
     if ended is not None:
         image = _open(ended, name)
@@ -205,10 +207,11 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
+def _check_size(size: tuple[int, int], name: str, max_pixels: int | None = None) -> None:
     width, height = size
-    if width * height > MAX_PIXELS:
-        raise ImageError(name, "too_large", f"{width}x{height} pixels are over the limit of {MAX_PIXELS:,}")
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    if width * height > limit:
+        raise ImageError(name, "too_large", f"{width}x{height} pixels are over the limit of {limit:,}")
     if width * height == 0:
         raise ImageError(name, "empty", "the image has no pixels")
 
