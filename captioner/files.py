@@ -5,9 +5,10 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -166,6 +167,61 @@ def recover_folder(folder: Path) -> None:
     if old.exists() and not folder.exists():
         old.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock on what `path` names for as long as the block lasts; the system frees it if the process dies.
+
+    The lock is the file `path`.lock beside it.
+
+    Raises:
+        CaptionerError: another process holds it.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    with ExitStack() as stack:
+        with reporting(path):
+            file = stack.enter_context(_locked(lock))
+        if file is None:
+            raise CaptionerError(
+                f"{path}: another run is at work on it (it holds {lock.name}); wait until it has ended"
+            )
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows does not remove a file that is open
+                lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(lock: Path) -> Iterator[TextIO | None]:
+    while True:
+        with open(lock, "a", encoding="utf-8") as file:
+            if not _try_lock(file.fileno()):
+                yield None
+                return
+            try:
+                current = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+            except FileNotFoundError:
+                current = False
+            if current:  # else the holder before has removed the file that we opened
+                yield file
+                return
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def sync(file: TextIO) -> None:

@@ -11,14 +11,14 @@ from captioner.infer.captioner import Captioner
 
 def caption_samples(
     captioner: Captioner, samples: Sequence[Sample], options: GenerationOptions, *, batch_size: int, num_workers: int
-) -> tuple[dict[Hashable, str], list[Failure]]:
+) -> tuple[dict[Hashable, str], list[Failure[str | int]]]:
     """The best caption of each sample by its id, and the images that cannot be read.
 
     Raises:
         CaptionerError: none can be read.
     """
     captions: dict[Hashable, str] = {}
-    failures: list[Failure] = []
+    failures: list[Failure[str | int]] = []
     images = ((sample.id, sample.image) for sample in samples)
     with progress_bar() as progress:
         task = progress.add_task("captioning", total=len(samples))

@@ -12,12 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TextIO
 
+from captioner.annotate.alt_text import SHAPES
 from captioner.annotate.formats import FORMATS, Record, Write, json_line
-from captioner.annotate.pipeline import Captioned, Failure, caption_images, progress_bar
+from captioner.annotate.pipeline import ESCAPES, Captioned, Failure, caption_images, progress_bar
+from captioner.data.archives import ArchiveMember
 from captioner.data.images import IMAGE_EXTENSIONS
 from captioner.decoding.options import GenerationOptions
 from captioner.distributed import Process
@@ -25,7 +26,7 @@ from captioner.errors import CaptionerError
 from captioner.files import check_file, is_plain, open_stream, open_text, reporting, sync, whole_file
 from captioner.infer.captioner import Captioner
 
-Images = Callable[[], Iterable[str]]
+Images = Callable[[], Iterable[str | ArchiveMember]]
 
 
 class Summary(NamedTuple):
@@ -38,7 +39,7 @@ class Summary(NamedTuple):
 class Seen(NamedTuple):
     """A file as it was before it was read: its `state` is another when it has been written since."""
 
-    path: str
+    image: str | ArchiveMember
     state: str
 
 
@@ -49,7 +50,7 @@ class Sink(Protocol):
     is_terminal: bool
 
     def write(self, record: Record) -> None: ...
-    def fail(self, failure: Failure) -> None: ...
+    def fail(self, failure: Failure[Seen]) -> None: ...
     def close(self) -> None: ...
     def finish(self, images: Images) -> Summary: ...
 
@@ -61,11 +62,12 @@ def annotate(
     sink: Sink,
     process: Process,
     *,
+    style: str,
     total: int,
     batch_size: int,
     num_workers: int,
 ) -> Summary | None:
-    """Caption into `sink` those of `images` (paths) that are this process's, `total` of them, but not what it has done.
+    """Caption into `sink` those of `images` that are this process's, `total` of them, but not what it has done.
 
     A file that cannot be read costs one `Failure`, never the run.
 
@@ -79,13 +81,13 @@ def annotate(
     try:
         with progress_bar(sink.is_terminal) as progress:
             task = progress.add_task("captioning", total=total)
-            mine = map(_look_at, filter(process.owns, images()))
-            todo = ((seen, seen.path) for seen in _pass_over(mine, sink.done, lambda: progress.advance(task)))
+            mine = (_look_at(image) for image in images() if process.owns(str(image)))
+            todo = ((seen, seen.image) for seen in _pass_over(mine, sink.done, lambda: progress.advance(task)))
             for result in caption_images(captioner, todo, options, batch_size=batch_size, num_workers=num_workers):
                 if isinstance(result, Failure):
                     sink.fail(result)
                 else:
-                    sink.write(_record(result, captioner.name))
+                    sink.write(_record(result, captioner.name, style))
                 progress.advance(task)
     finally:
         sink.close()
@@ -93,32 +95,32 @@ def annotate(
     return sink.finish(images) if process.rank == 0 else None
 
 
-def _look_at(path: str) -> Seen:
+def _look_at(image: str | ArchiveMember) -> Seen:
     """Size and times tell whether a file has changed; the time of the last change of any kind cannot be set back."""
     try:
-        status = os.stat(path)
+        status = os.stat(image.archive if isinstance(image, ArchiveMember) else image)
     except (OSError, ValueError):
-        return Seen(path, "")
-    return Seen(path, f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
+        return Seen(image, "")
+    return Seen(image, f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
 
 
 def _pass_over(images: Iterable[Seen], done: dict[str, str], passed: Callable[[], None]) -> Iterator[Seen]:
     for image in images:
-        if done.get(image.path) == image.state:
+        if done.get(str(image.image)) == image.state:
             passed()
         else:
             yield image
 
 
-def _record(result: Captioned[Seen], model: str) -> Record:
+def _record(result: Captioned[Seen], model: str, style: str) -> Record:
     """What formats write, and the state of the file, for journals."""
-    caption = result.caption
+    caption, shape = result.caption, SHAPES[style]
     return {
-        "image": result.key.path,
-        "caption": caption.text,
+        "image": str(result.key.image),
+        "caption": shape(caption.text),
         "confidence": round(caption.confidence, 4),
         "alternatives": [
-            {"caption": other.text, "confidence": round(other.confidence, 4)} for other in caption.alternatives
+            {"caption": shape(other.text), "confidence": round(other.confidence, 4)} for other in caption.alternatives
         ],
         "tags": [{"tag": tag.text, "score": round(tag.score, 4)} for tag in caption.tags],
         "width": result.width,
@@ -164,7 +166,7 @@ class Stream:
             self.write_record(record)
             self.file.flush()
 
-    def fail(self, failure: Failure) -> None:
+    def fail(self, failure: Failure[Seen]) -> None:
         self.failed += 1
         print(f"{failure.image}: {failure.message}".translate(ESCAPES), file=sys.stderr, flush=True)
 
@@ -175,10 +177,6 @@ class Stream:
 
     def finish(self, images: Images) -> Summary:
         return Summary(self.captioned, self.failed)
-
-
-ESCAPES = str.maketrans({code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))})
-"""Control characters, in names above all, are shown as \\x09: a line stays a line, and a terminal gets no commands."""
 
 
 def table() -> Stream:
@@ -252,8 +250,8 @@ class OutputFile:
             self.journal.write(json_line(record))
             self.journal.flush()
 
-    def fail(self, failure: Failure) -> None:
-        self.write(asdict(failure))
+    def fail(self, failure: Failure[Seen]) -> None:
+        self.write({"image": failure.image, "error": failure.error, "message": failure.message})
 
     def close(self) -> None:
         with reporting(self.journal.name), self.journal:
@@ -273,7 +271,7 @@ class OutputFile:
             places, begun = self._places()
         except FileNotFoundError as error:
             raise CaptionerError(f"{error.filename}: gone; has another run written {self.path}?") from error
-        found = [place for image in images() if (place := places.pop(image, None))]
+        found = [place for image in images() if (place := places.pop(str(image), None))]
         found += [place for place in places.values() if place.start > begun.get(place.journal, place.start)]
         captions = [place for place in found if not place.failed]
         failures = [place for place in found if place.failed]

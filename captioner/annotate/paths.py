@@ -1,17 +1,44 @@
-"""Which images a command line means: files, folders (recursively) and globs."""
+"""Which images a command line means: files, folders (recursively), globs, archives and lists of files."""
 
 import fnmatch
 import glob
+import itertools
 import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
+from captioner.data.archives import ArchiveMember, archive_images, is_archive
 from captioner.data.folder_walk import FolderId, folder_id, list_folder, walk
 from captioner.data.images import IMAGE_EXTENSIONS, is_url
 from captioner.errors import CaptionerError
 
 SEPARATORS = f"[{re.escape(os.sep + (os.altsep or ''))}]+"
+
+
+def given_images(paths: Iterable[str], listed: Iterable[str] = ()) -> Iterator[str | ArchiveMember]:
+    """Give the images of `paths`, as `find_images` finds them, then those of `listed`, which are literal names: there a
+    folder means the images in it, and a name that does not exist is given too, to be reported like an unreadable image.
+
+    Of an archive that is named, or matches a glob, its images are given; archives in folders are left alone.
+
+    Raises:
+        CaptionerError: as `find_images`; an archive that cannot be read.
+    """
+    literal = (path for name in listed for path in (find_images([name]) if os.path.isdir(name) else [name]))
+    for path in itertools.chain(find_images(paths), literal):
+        if is_archive(path):
+            yield from archive_images(path)
+        else:
+            yield path
+
+
+def read_list(file: BinaryIO) -> list[str]:
+    """Read the names in a list of files: one a line, or each ended by a NUL, as `find -print0` writes them."""
+    data = file.read()
+    lines = data.split(b"\0") if b"\0" in data else data.splitlines()
+    return [os.fsdecode(line) for line in lines if line.strip()]
 
 
 def find_images(paths: Iterable[str]) -> Iterator[str]:
@@ -35,7 +62,7 @@ def find_images(paths: Iterable[str]) -> Iterator[str]:
         for match in _matches(path):
             if os.path.isdir(match):
                 yield from _images_below(match, walked, named)
-            elif not is_pattern or _is_image(match):
+            elif not is_pattern or _is_image(match) or is_archive(match):
                 yield from _once(match, walked, named)
 
 

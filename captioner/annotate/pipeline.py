@@ -19,6 +19,9 @@ from captioner.infer.caption import Caption
 from captioner.infer.captioner import Captioner
 from captioner.infer.inputs import read_image
 
+ESCAPES = str.maketrans({code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))})
+"""Control characters, in names above all, are shown as \\x09: a line stays a line, and a terminal gets no commands."""
+
 Key = TypeVar("Key")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,9 +38,10 @@ class Captioned(Generic[Key]):
 
 
 @dataclass(frozen=True)
-class Failure:
+class Failure(Generic[Key]):
     """An image that could not be read: `error` is `ImageError.reason`, `message` the same for people."""
 
+    key: Key
     image: str
     error: str
     message: str
@@ -57,19 +61,19 @@ def caption_images(
     *,
     batch_size: int,
     num_workers: int,
-) -> Iterator[Captioned[Key] | Failure]:
+) -> Iterator[Captioned[Key] | Failure[Key]]:
     """Caption (key, image) pairs; captions come in the order of the images, failures as they are met.
 
     Memory holds about three batches of preprocessed images, two of encoded ones, and one decoded image a worker,
     however many there are.
     """
 
-    def prepare(pair: tuple[Key, ImageInput]) -> tuple[_Waiting[Key], np.ndarray] | Failure:
+    def prepare(pair: tuple[Key, ImageInput]) -> tuple[_Waiting[Key], np.ndarray] | Failure[Key]:
         key, source = pair
         try:
             image = read_image(source, captioner.preprocessing.min_size)
         except ImageError as error:
-            return Failure(error.source, error.reason, error.message)
+            return Failure(key, error.source, error.reason, error.message)
         return _Waiting(key, *image.info["size"]), captioner.preprocessing(image)
 
     stream = captioner.stream(options)

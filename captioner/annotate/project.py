@@ -5,11 +5,11 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from captioner.annotate.records import (
     Conflict,
@@ -39,11 +39,12 @@ class Project:
         folder: its folder, from which the paths of images start.
     """
 
-    def __init__(self, path: str | Path, *, create: bool = False, durable: bool = True) -> None:
+    def __init__(self, path: str | Path, *, create: bool = False, durable: bool = True, rehearse: bool = False) -> None:
         """Open a project.
 
         Args:
             create: make the file if it is not there.
+            rehearse: work on a copy in memory; the file is neither made nor changed.
             durable: have each transaction on disk before going on (PRAGMA synchronous=FULL), as decisions of people
                 deserve. False may lose the last transactions in a power failure, though never part of one: right for
                 captions, which can be made again.
@@ -58,10 +59,14 @@ class Project:
         if not create and not self.path.is_file():
             raise CaptionerError(f"{path}: no such project; `captioner annotate PHOTOS -o {path}` makes one")
         with self._reporting():
+            place = ":memory:" if rehearse else self.path
             self.connection = sqlite3.connect(
-                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                place, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
             try:
+                if rehearse and self.path.is_file():
+                    with closing(sqlite3.connect(self.path)) as source:
+                        source.backup(self.connection)
                 self.connection.row_factory = sqlite3.Row
                 self.connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
                 migrate(self.connection, str(path))
@@ -116,10 +121,11 @@ class Project:
                     self.connection.execute("ROLLBACK")
                 raise
 
-    def rows(self, query: str, *parameters: object) -> list[sqlite3.Row]:
-        """The rows of a SELECT, over the view `annotations` above all."""
+    def rows(self, query: str, *parameters: Any) -> list[sqlite3.Row]:
+        """The rows of a SELECT, over the view `annotations` above all; `parameters` are values, or one mapping."""
+        named = parameters[0] if parameters and isinstance(parameters[0], Mapping) else parameters
         with self._lock, self._reporting():
-            return self.connection.execute(query, parameters).fetchall()
+            return self.connection.execute(query, named).fetchall()
 
     # Images
 
@@ -141,8 +147,9 @@ class Project:
             raise CaptionerError(f"{self.path}: no image {image}")
         return found[0]
 
-    def images(self, condition: str = "NOT missing ORDER BY id", *parameters: object) -> list[ProjectImage]:
-        """The images that an SQL condition over `images` selects; ORDER BY and LIMIT may follow it."""
+    def images(self, condition: str = "NOT missing ORDER BY id", *parameters: Any) -> list[ProjectImage]:
+        """The images that an SQL condition over `images` selects; ORDER BY and LIMIT may follow it. Parameters as of
+        `rows`."""
         columns = ", ".join(field.name for field in fields(ProjectImage))
         rows = self.rows(f"SELECT {columns} FROM images WHERE {condition}", *parameters)
         return [ProjectImage(*row) for row in rows]
@@ -186,15 +193,37 @@ class Project:
             connection.execute(
                 "UPDATE images SET suggestion = ?, error = NULL, message = NULL WHERE id = ?", (new, image)
             )
-            self._settle(image)
+            self.settle(image)
         return new
 
-    def add_words(self, image: int, text: str, writer: int) -> int:
-        """Store what a person gave with the photo; it is in force unless a reviewer has decided."""
+    def copy_suggestion(self, original: ProjectImage, image: int, run: int | None = None) -> None:
+        """Give an image the suggestion of another with the same picture, and its size."""
+        with self.transaction() as connection:
+            added = connection.execute(
+                """INSERT INTO captions
+                (image, text, style, writer, run, copied, made, confidence, tokens, words, alternatives, tags)
+                SELECT ?, text, style, writer, ?, 1, made, confidence, tokens, words, alternatives, tags
+                FROM captions WHERE id = ?""",
+                (image, run, original.suggestion),
+            )
+            connection.execute(
+                "INSERT INTO flags SELECT ?, ?, name, detail FROM flags WHERE image = ? AND caption = ?",
+                (image, added.lastrowid, original.id, original.suggestion),
+            )
+            connection.execute(
+                """UPDATE images SET suggestion = ?, width = ?, height = ?, phash = ?, error = NULL, message = NULL
+                WHERE id = ?""",
+                (added.lastrowid, original.width, original.height, original.phash, image),
+            )
+            self.settle(image)
+
+    def add_words(self, image: int, text: str, writer: int, *, counts: bool = True) -> int:
+        """Store what a person gave with the photo. If it `counts`, it is in force unless a reviewer has decided."""
         with self.transaction() as connection:
             new = self._add_caption(image, NewCaption(_checked(text)), writer, None)
-            connection.execute("UPDATE images SET words = ? WHERE id = ?", (new, image))
-            self._settle(image)
+            if counts:
+                connection.execute("UPDATE images SET words = ? WHERE id = ?", (new, image))
+                self.settle(image)
         return new
 
     def flag(self, image: int, name: str, detail: str = "", caption: int = 0) -> None:
@@ -210,7 +239,7 @@ class Project:
         """Flags of the photo and of the captions that count, with their details."""
         rows = self.rows(
             """SELECT name, detail FROM flags, images WHERE flags.image = ?1 AND images.id = ?1
-            AND (flags.caption IN (0, suggestion, images.caption) OR name = 'conflict')""",
+            AND (flags.caption IN (0, suggestion, images.caption) OR name IN ('conflict', 'two texts'))""",
             image,
         )
         return {row["name"]: row["detail"] for row in rows}
@@ -266,6 +295,11 @@ class Project:
             raise Conflict(current, shown if text is not None else None)
         return self.image(image)
 
+    def withdraw(self, image: int, reviewer: str) -> None:
+        """Take the decision on an image out of force, whichever it is; `undo` brings it back."""
+        with self.transaction():
+            self._append(image, self.image(image).version, "decide", None, None, reviewer)
+
     def undo(self, image: int, version: int, reviewer: str) -> ProjectImage:
         """Take back the last decision that is in force; any number of times, to the beginning. Raises as `decide`."""
         return self._step(image, version, reviewer, "undo")
@@ -304,9 +338,9 @@ class Project:
             VALUES (?, ?, ?, ?, ?, ?, ?)""",
             (image, version + 1, action, verdict, caption, reviewer, self._now),
         )
-        self._settle(image)
+        self.settle(image)
 
-    def _settle(self, image: int) -> None:
+    def settle(self, image: int) -> None:
         """Work out which caption of an image counts: an accepted or edited one, else what a person gave with the
         photo, else the model's. A rejection lasts until another text is offered."""
         row = self.connection.execute(

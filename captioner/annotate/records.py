@@ -32,6 +32,8 @@ class ProjectImage:
     size: int
     mtime: int
     hash: str | None
+    stale: int
+    sidecars: str
     phash: str | None
     width: int | None
     height: int | None

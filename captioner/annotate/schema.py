@@ -3,7 +3,7 @@
 Rows are added, never rewritten: every caption ever made stays in `captions`, every act of a reviewer in `decisions`.
 What follows from them for an image is kept in its own row, so that lists are quick: `suggestion` is the model's latest
 caption, `words` what a person gave with the photo (a sidecar, embedded metadata), `verdict` the decision in force, and
-`caption` the one that counts. `Project` alone writes these, by the rules of `Project._settle`.
+`caption` the one that counts. `Project` alone writes these, by the rules of `Project.settle`.
 
 Other rooms read the view `annotations`, which keeps its columns whatever becomes of the tables.
 """
@@ -30,7 +30,8 @@ MIGRATIONS = (
         started REAL NOT NULL,         -- seconds since 1970, as all times
         finished REAL,                 -- NULL: still at work, or stopped
         writer INTEGER REFERENCES writers(id),
-        since INTEGER NOT NULL         -- suggestions of earlier runs are made again; 0: those of none
+        since INTEGER NOT NULL DEFAULT 0,    -- suggestions of earlier runs are made again; 0: those of none
+        renamed INTEGER NOT NULL DEFAULT 0   -- images that were found again under another name
     );
     CREATE TABLE images (
         id INTEGER PRIMARY KEY,
@@ -39,6 +40,8 @@ MIGRATIONS = (
         size INTEGER NOT NULL,         -- bytes
         mtime INTEGER NOT NULL,        -- nanoseconds since 1970
         hash TEXT,                     -- XXH3-128 of the bytes, in hex; NULL: not read yet
+        stale INTEGER NOT NULL DEFAULT 0,    -- 1: size or mtime are others than when the hash was taken
+        sidecars TEXT NOT NULL DEFAULT '',   -- sizes and times of the files beside it when their words were read
         phash TEXT,                    -- perceptual hash of the picture, 64 bits in hex
         width INTEGER,                 -- pixels of the upright image
         height INTEGER,
@@ -64,6 +67,7 @@ MIGRATIONS = (
         style TEXT NOT NULL,           -- 'caption' or 'alt'
         writer INTEGER NOT NULL REFERENCES writers(id),
         run INTEGER REFERENCES runs(id),
+        copied INTEGER NOT NULL DEFAULT 0,  -- 1: made for another image with the same bytes
         made REAL NOT NULL,
         confidence REAL,               -- 0 to 1
         tokens TEXT,                   -- JSON [[text, log-probability], ...]
@@ -72,6 +76,7 @@ MIGRATIONS = (
         tags TEXT                      -- JSON [{"tag", "score"}, ...]
     );
     CREATE INDEX captions_by_image ON captions(image);
+    CREATE INDEX captions_by_run ON captions(run);
     CREATE TABLE flags (               -- what needs eyes
         image INTEGER NOT NULL REFERENCES images(id),
         caption INTEGER NOT NULL,      -- 0: a flag of the photo, not of a caption

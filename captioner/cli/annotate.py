@@ -1,10 +1,11 @@
 """`captioner annotate`: caption images."""
 
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,13 +29,48 @@ from captioner.cli.shared import (
 from captioner.errors import CaptionerError
 from captioner.files import is_plain
 
+if TYPE_CHECKING:
+    from captioner.annotate.update import Images, Load, Loaded, Request
+    from captioner.data.archives import ArchiveMember
+    from captioner.distributed import Process
+
+PROJECT = ".captions"
+"""The suffix of project files."""
+
 
 def annotate(
-    paths: Annotated[list[str], typer.Argument(help="Images, folders (with subfolders) and globs.")],
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Images, folders (with subfolders), globs, .zip and .tar archives.")
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write records to this file; default: print path and caption.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A project (x.captions) to make or continue, or a file for records; default: print path and caption.",
+        ),
     ] = None,
     output_format: Annotated[str | None, typer.Option("--format", help="jsonl or csv; default: by suffix.")] = None,
+    files_from: Annotated[
+        str | None,
+        typer.Option(help="Also caption the images listed in this file, one a line or ended by NULs; - for stdin."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Projects: make the model's captions again; people's words stay.")
+    ] = False,
+    overwrite_human: Annotated[
+        bool,
+        typer.Option("--overwrite-human", help="Projects: let the model's captions take the place of people's words."),
+    ] = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Projects: try the images again that could not be read.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Projects: say what there is to do, and do nothing.")
+    ] = False,
+    style: Annotated[
+        Literal["caption", "alt"], typer.Option(help="alt: alternative texts of at most 125 characters.")
+    ] = "caption",
     model: Model = None,
     adapter: Adapter = None,
     device: Device = "auto",
@@ -68,15 +104,139 @@ def annotate(
 ) -> None:
     """Caption images.
 
-    Without -o, print path, tab and caption, one line per image. With -o x.jsonl, write one JSON object per image, and
-    list unreadable images in x.errors.jsonl; to resume a stopped run, repeat the command. If -o names a pipe or a
-    device, write the objects as they are made, and unreadable images to stderr.
+    Without -o, print path, tab and caption, one line per image.
+
+    With -o album.captions, caption into a project: one file that keeps captions, their origin and what people decided.
+    Repeat the command to caption what is new or has changed; a stopped run goes on where it was.
+
+    With -o x.jsonl, write one JSON object per image, and list unreadable images in x.errors.jsonl; to resume a stopped
+    run, repeat the command. If -o names a pipe or a device, write the objects as they are made, and unreadable images
+    to stderr.
 
     For 1,000 images or more, a short probe chooses what you left open: on a CPU the precision (bf16 if it is faster),
     on an accelerator the batch size.
 
     Exit status: 0 all images captioned, 3 some images failed, 2 usage error.
     """
+    from captioner.annotate.alt_text import BANNED_PHRASES
+    from captioner.annotate.paths import given_images
+    from captioner.annotate.update import Request
+    from captioner.distributed import this_process
+
+    check_launch("infer.py")
+    process = this_process()
+    request = Request(overwrite, overwrite_human, retry_errors, dry_run, style)
+    is_project = output is not None and output.suffix.lower() == PROJECT
+    if request != Request(style=style) and not is_project:
+        raise CaptionerError(
+            f"--overwrite, --overwrite-human, --retry-errors and --dry-run need a project: -o album{PROJECT}"
+        )
+    if output_format and (not output or is_project):
+        raise CaptionerError("--format needs an output file (-o) that is no project")
+    named, listed = paths or [], _names_in(files_from) if files_from else []
+
+    def images() -> "Iterator[str | ArchiveMember]":
+        return given_images(named, listed)
+
+    def load(count: int, resumed_precision: str | None) -> "Loaded":
+        words = (prefix, [*(banned_word or ()), *(BANNED_PHRASES if style == "alt" else ())], forced_word or [])
+        given = given_options(
+            do_sample=do_sample or None,
+            num_beams=num_beams,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            length_penalty=length_penalty,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            num_return_sequences=num_return_sequences,
+        )
+        chosen = resumed_precision if precision == "auto" and resumed_precision else precision
+        says_speed = process.rank == 0 and (output is not None or sys.stderr.isatty())
+        return _load(model, adapter, device, chosen, batch_size, given, words, count, says_speed)
+
+    inputs = [*named, *([files_from] if files_from else [])]
+    workers = num_workers or default_workers()
+    if is_project and output:
+        _into_project(output, images, inputs, request, load, process, workers)
+    else:
+        _into_file(output, output_format, images, inputs, style, load, process, workers)
+
+
+def _names_in(path: str) -> list[str]:
+    from captioner.annotate.paths import read_list
+
+    if path == "-":
+        return read_list(sys.stdin.buffer)
+    with open(path, "rb") as file:
+        return read_list(file)
+
+
+def _load(
+    model: str | None,
+    adapter: str | None,
+    device: str,
+    precision: str,
+    batch_size: int | None,
+    given: dict[str, Any],
+    words: tuple[str, list[str], list[str]],
+    count: int,
+    says_speed: bool,
+) -> "Loaded":
+    """Load the model, and find out how to be fast if there are many images."""
+    from captioner.annotate.update import Loaded
+    from captioner.hub.adapters import find_adapter
+    from captioner.infer.captioner import WORTH_TUNING
+
+    captioner = load_captioner(model, device, precision, adapter)
+    options = captioner.options(**given, **captioner.word_options(*words))
+    if count >= WORTH_TUNING:
+        captioner.tune(options, batch_size)
+        if says_speed:
+            print(f"precision {captioner.precision}, batches of {batch_size or captioner.batch_size}", file=sys.stderr)
+    folders = [captioner.folder, *([find_adapter(adapter)[0]] if adapter else [])]
+    return Loaded(captioner, options, batch_size or captioner.batch_size, folders)
+
+
+def _into_project(
+    output: Path,
+    images: "Images",
+    inputs: list[str],
+    request: "Request",
+    load: "Load",
+    process: "Process",
+    num_workers: int,
+) -> None:
+    from captioner.annotate.update import update
+
+    if next(iter(images()), None) is None:
+        raise CaptionerError(f"no images in {', '.join(inputs)}" if inputs else "name images, folders or --files-from")
+    try:
+        summary = update(output, images, request, load, process, num_workers)
+    except KeyboardInterrupt:
+        if process.rank == 0:
+            print(f"stopped; repeat the command to resume from {output}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if summary is None:
+        return
+    with suppress(OSError):  # all is written, even if stderr is closed
+        print(*summary.lines(), sep="\n", file=sys.stderr)
+    if summary.failed and not request.dry_run:
+        raise typer.Exit(3)
+
+
+def _into_file(
+    output: Path | None,
+    output_format: str | None,
+    images: "Images",
+    inputs: list[str],
+    style: str,
+    load: "Load",
+    process: "Process",
+    num_workers: int,
+) -> None:
     from captioner.annotate.folder import (
         OutputFile,
         Sink,
@@ -87,65 +247,37 @@ def annotate(
         stream_to,
         table,
     )
-    from captioner.annotate.paths import find_images
-    from captioner.distributed import this_process
-    from captioner.hub.adapters import find_adapter
-    from captioner.hub.find import digest
-    from captioner.infer.captioner import WORTH_TUNING
 
-    check_launch("infer.py")
-    process = this_process()
-    given = given_options(
-        do_sample=do_sample or None,
-        num_beams=num_beams,
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-        length_penalty=length_penalty,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        num_return_sequences=num_return_sequences,
-    )
-    if output_format and not output:
-        raise CaptionerError("--format needs an output file (-o)")
     chosen_format = choose_format(output, output_format) if output else ""
     is_file = output is not None and is_plain(output)
     if process.count > 1 and not is_file:
         raise CaptionerError(f"{process.count} processes need an output file that they write together: -o out.jsonl")
     if sys.__stdout__ is None and not output:
         raise CaptionerError("stdout is closed; write to a file with -o")
-    is_mine = [process.owns(image) for image in find_images(paths)]
+    is_mine = [process.owns(str(image)) for image in images()]
     if not is_mine:
-        raise CaptionerError(f"no images in {', '.join(paths)}")
-    inputs = inputs_of(paths)
-    if precision == "auto" and output and is_file:
-        precision = precision_left(output, inputs) or precision  # a resumed run keeps its precision
-    captioner = load_captioner(model, device, precision, adapter)
-    options = captioner.options(**given, **captioner.word_options(prefix, banned_word or (), forced_word or ()))
-    if len(is_mine) >= WORTH_TUNING:
-        captioner.tune(options, batch_size)
-        if process.rank == 0 and (output or sys.stderr.isatty()):
-            print(f"precision {captioner.precision}, batches of {batch_size or captioner.batch_size}", file=sys.stderr)
+        raise CaptionerError(f"no images in {', '.join(inputs)}" if inputs else "name images, folders or --files-from")
+    precision = precision_left(output, inputs_of(inputs)) if output and is_file else None
+    loaded = load(len(is_mine), precision)
+    captioner, options = loaded.captioner, loaded.options
     sink: Sink
     if output and is_file:
-        weights = {"model": captioner.name, "files": digest(captioner.folder), "precision": captioner.precision}
-        if adapter:
-            weights["adapter"] = digest(find_adapter(adapter)[0])
-        sink = OutputFile(output, chosen_format, weights | {"options": asdict(options)}, inputs, process)
+        weights = {"model": captioner.name, "files": loaded.version(), "precision": captioner.precision}
+        settings = weights | {"options": asdict(options), "style": style}
+        sink = OutputFile(output, chosen_format, settings, inputs_of(inputs), process)
     else:
         sink = stream_to(output, chosen_format) if output else table()
     try:
         summary = annotate(
             captioner,
-            lambda: find_images(paths),
+            images,
             options,
             sink,
             process,
+            style=style,
             total=sum(is_mine),
-            batch_size=batch_size or captioner.batch_size,
-            num_workers=num_workers or default_workers(),
+            batch_size=loaded.batch_size,
+            num_workers=num_workers,
         )
     except KeyboardInterrupt:
         if process.rank == 0:
