@@ -26,6 +26,9 @@ def serve(
     files: Annotated[
         Path | None, typer.Option(help="Folder in which the images of Label Studio's tasks are looked up.")
     ] = None,
+    project: Annotated[
+        Path | None, typer.Option(help="Project file that keeps the captions which people write in Label Studio.")
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -45,9 +48,12 @@ def serve(
         if (error.name or "").startswith("captioner"):
             raise
         raise CaptionerError(f"serving needs {error.name}: pip install 'captioner[serve]'") from error
+    from captioner.annotate.project import Project
     from captioner.hub.find import find_model
 
     find_model(model)  # a wrong name is an error now, not in every worker
+    if project:
+        Project(project).close()
     is_local = host in LOOPBACK
     settings = Settings(
         batching=Limits(batch_size), token=token or None, files=files, hosts=LOOPBACK if is_local else None

@@ -1,6 +1,7 @@
 """Label Studio's protocol for ML backends: `/health`, `/setup`, `/predict` and `/webhook`.
 
 Tasks name their images by URL, and URLs are not fetched: they are looked up in the folder of `captioner serve --files`.
+What people write in Label Studio becomes decisions in the project of `captioner serve --project`.
 """
 
 from pathlib import Path
@@ -10,11 +11,14 @@ from uuid import uuid4
 from xml.etree import ElementTree
 
 from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
+from captioner.annotate.project import Project
 from captioner.data.images import ImageError
+from captioner.errors import CaptionerError
 from captioner.serve.errors import RequestError
 from captioner.serve.requests import client_of, service_of, while_connected
 from captioner.serve.schemas import Failed, Options, validated
@@ -35,6 +39,29 @@ class Task(BaseModel):
 class PredictRequest(BaseModel):
     tasks: list[Task] = Field(max_length=1000)
     label_config: str = Field("", max_length=MAX_CONFIG)
+
+
+class Region(BaseModel):
+    from_name: str = ""
+    type: str = ""
+    value: dict[str, Any] = {}
+
+
+class Annotation(BaseModel):
+    result: list[Region] = Field([], max_length=1000)
+    completed_by: Any = None
+    was_cancelled: bool = False
+
+
+class LabellingProject(BaseModel):
+    label_config: str = Field("", max_length=MAX_CONFIG)
+
+
+class Event(BaseModel):
+    action: str
+    annotation: Annotation | None = None
+    task: Task | None = None
+    project: LabellingProject = LabellingProject()
 
 
 class CaptionField(NamedTuple):
@@ -110,6 +137,55 @@ def _prediction(field: CaptionField, text: str, confidence: float) -> dict[str, 
     return {"result": [region], "score": round(confidence, 4)}
 
 
+async def webhook(request: Request) -> JSONResponse:
+    """Keep what a person wrote. Events about anything else are acknowledged and ignored."""
+    event: Event = validated(Event, await request.body())
+    settings = service_of(request).settings
+    is_written = event.action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
+    if not is_written or event.annotation is None or event.task is None or event.annotation.was_cancelled:
+        return JSONResponse({"status": "ignored", "message": "nothing was written"})
+    if settings.project is None:
+        return JSONResponse({"status": "ignored", "message": "name a project: captioner serve --project"})
+    field = caption_field(event.project.label_config)
+    text = _written(event.annotation, field)
+    named = _upload(event.task.data.get(field.key), settings.files)
+    if not text or not isinstance(named.data, Path):
+        return JSONResponse({"status": "ignored", "message": "no caption of a file"})
+    reviewer = _reviewer(event.annotation.completed_by)
+    try:
+        is_known = await run_in_threadpool(_decide, settings.project, named.data, text, reviewer)
+    except CaptionerError as error:
+        raise RequestError(422, "not_kept", str(error)) from error
+    if not is_known:
+        return JSONResponse({"status": "ignored", "message": "the image is not in the project"})
+    return JSONResponse({"status": "ok"}, 201)
+
+
+def _written(annotation: Annotation, field: CaptionField) -> str:
+    """The text of an annotation's first text area for the caption."""
+    for region in annotation.result:
+        text = region.value.get("text")
+        if region.type == "textarea" and region.from_name == field.name and text:
+            return str(text[0] if isinstance(text, list) else text)
+    return ""
+
+
+def _reviewer(user: Any) -> str:
+    """Label Studio names people by number, or with their mail address."""
+    email = user.get("email") if isinstance(user, dict) else None
+    number = user.get("id") if isinstance(user, dict) else user
+    return str(email or f"Label Studio user {number}")[:200]
+
+
+def _decide(project_path: Path, image_path: Path, text: str, reviewer: str) -> bool:
+    """Record a caption as a reviewer's, or as accepted if it is the one shown; False if the image is not there."""
+    with Project(project_path) as project, project.transaction():
+        images = project.images("path = ? AND member = ''", project.relative(str(image_path)))
+        for image in images:
+            project.decide(image.id, image.version, "edited", reviewer, text)
+    return bool(images)
+
+
 def _upload(value: Any, folder: Path | None) -> Upload:
     """The image that a task names: a data URL, or a file below the folder."""
     name = value[:200] if isinstance(value, str) else "task"
@@ -147,4 +223,5 @@ ROUTES: list[BaseRoute] = [
     Route("/health", health),
     Route("/setup", setup, methods=["POST"]),
     Route("/predict", predict, methods=["POST"]),
+    Route("/webhook", webhook, methods=["POST"]),
 ]

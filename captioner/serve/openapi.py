@@ -72,7 +72,12 @@ def _captions(settings: Settings) -> dict[str, Any]:
 
 def _form_of(options: dict[str, Any]) -> dict[str, Any]:
     """The options as form fields, beside files."""
-    file = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
+    file = {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "minItems": 1,
+        "description": "Image files.",
+    }
     return {
         "type": "object",
         "description": "Images as files, and options for all of them as fields.",

@@ -26,6 +26,7 @@ class Settings:
         request_seconds: within which a request whose body has arrived is answered; then it gives up its places.
         token: what clients have to send as bearer token, or as password; None admits everybody.
         files: the folder under which Label Studio's tasks name images; None: tasks have to hold data URLs.
+        project: the project file that keeps what people write in Label Studio; None: nothing is kept.
         hosts: names by which clients may address the server (the `Host` header); None allows all.
     """
 
@@ -42,4 +43,5 @@ class Settings:
     request_seconds: float = 60.0
     token: str | None = None
     files: Path | None = None
+    project: Path | None = None
     hosts: tuple[str, ...] | None = None

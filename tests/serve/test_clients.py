@@ -9,6 +9,9 @@ import ollama
 import openai
 import pytest
 
+from captioner.annotate.project import Project
+from captioner.annotate.records import NewCaption, Writer
+
 CONFIG = '<View><Image name="photo" value="$image"/><TextArea name="caption" toName="photo"/></View>'
 
 
@@ -182,6 +185,41 @@ def test_without_a_folder_tasks_are_not_fetched(running):
     request = {"tasks": [{"data": {"image": "http://127.0.0.1:1/a.jpg"}}], "label_config": CONFIG}
     (prediction,) = running.client.post("/predict", json=request).json()["results"]
     assert "URLs are not fetched" in prediction["error"]
+
+
+def test_what_people_write_in_label_studio_becomes_decisions_in_the_project(serving, cap, photos, tmp_path):
+    folder = photos[0].parent
+    with Project(tmp_path / "album.captions", create=True) as project, project.transaction() as connection:
+        for photo in photos[:2]:
+            connection.execute(
+                "INSERT INTO images (path, member, size, mtime) VALUES (?, '', 1, 1)", (project.relative(str(photo)),)
+            )
+        project.add_suggestion(1, NewCaption("a cat"), project.writer_id(Writer("model", "m")))
+
+    def event(name: str, text: Any, action: str = "ANNOTATION_CREATED", **more: Any) -> dict[str, Any]:
+        region = {"from_name": "caption", "to_name": "photo", "type": "textarea", "value": {"text": text}}
+        annotation = {"id": 7, "result": [region], "completed_by": {"id": 3, "email": "ann@example.org"}, **more}
+        project = {"id": 1, "label_config": CONFIG}
+        return {"action": action, "annotation": annotation, "task": {"data": {"image": name}}, "project": project}
+
+    with serving(cap, files=folder, project=tmp_path / "album.captions") as running:
+
+        def sent(*about: Any, **more: Any) -> tuple[int, str]:
+            answer = running.client.post("/webhook", json=event(*about, **more))
+            return answer.status_code, answer.json().get("status")
+
+        assert sent("/data/local-files/?d=0.png", ["a cat"]) == (201, "ok")
+        assert sent("1.png", ["a dog "], completed_by=5) == (201, "ok")
+        assert sent("1.png", ["a hound"], action="ANNOTATION_UPDATED") == (201, "ok")
+        assert sent("2.png", ["not in the project"]) == (200, "ignored")
+        assert sent("1.png", ["skipped"], was_cancelled=True) == (200, "ignored")
+        assert sent("1.png", []) == (200, "ignored")
+        assert running.client.post("/webhook", json={"action": "PROJECT_UPDATED"}).json()["status"] == "ignored"
+        assert sent("1.png", ["a" * 1_000_000])[0] == 422
+    with Project(tmp_path / "album.captions") as project:
+        rows = project.rows("SELECT caption, verdict FROM annotations ORDER BY id")
+        assert [tuple(row) for row in rows] == [("a cat", "accepted"), ("a hound", "edited")]
+        assert [decision.reviewer for decision in project.history(2)] == ["Label Studio user 5", "ann@example.org"]
 
 
 @pytest.mark.parametrize(
