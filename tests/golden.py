@@ -43,7 +43,7 @@ OBJECTIVES = {
 
 
 def tokens(photos: list[Path]) -> dict[str, Any]:
-    captioner = Captioner.from_pretrained(device="cpu", dtype="fp32")
+    captioner = Captioner.from_pretrained(device="cpu", dtype="fp32", backend="torch")
     found = {}
     for name, options in SEARCHES.items():
         captions = captioner(photos, **options)

@@ -58,7 +58,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 }
 
 # Modules that run where torch is not installed, and what neither they nor anything of ours they import may import.
-WITHOUT_TORCH = ("metrics", "decoding.options", "infer.exported_model", "infer.inputs")
+WITHOUT_TORCH = ("metrics", "decoding.options", "infer.exported_model", "infer.model_settings", "infer.inputs")
 TORCH = {"torch", "torchvision", "transformers", "timm"}
 
 

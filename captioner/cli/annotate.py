@@ -11,6 +11,7 @@ import typer
 
 from captioner.cli.shared import (
     Adapter,
+    Backend,
     BatchSize,
     Device,
     LengthPenalty,
@@ -75,6 +76,7 @@ def annotate(
     adapter: Adapter = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    backend: Backend = "auto",
     batch_size: BatchSize = None,
     num_workers: Workers = None,
     num_beams: NumBeams = None,
@@ -155,7 +157,7 @@ def annotate(
         )
         chosen = resumed_precision if precision == "auto" and resumed_precision else precision
         says_speed = process.rank == 0 and (output is not None or sys.stderr.isatty())
-        return _load(model, adapter, device, chosen, batch_size, given, words, count, says_speed)
+        return _load(model, adapter, device, chosen, backend, batch_size, given, words, count, says_speed)
 
     inputs = [*named, *([files_from] if files_from else [])]
     workers = num_workers or default_workers()
@@ -179,6 +181,7 @@ def _load(
     adapter: str | None,
     device: str,
     precision: str,
+    backend: str,
     batch_size: int | None,
     given: dict[str, Any],
     words: tuple[str, list[str], list[str]],
@@ -190,7 +193,7 @@ def _load(
     from captioner.hub.adapters import find_adapter
     from captioner.infer.captioner import WORTH_TUNING
 
-    captioner = load_captioner(model, device, precision, adapter)
+    captioner = load_captioner(model, device, precision, adapter, backend)
     options = captioner.options(**given, **captioner.word_options(*words))
     if count >= WORTH_TUNING:
         captioner.tune(options, batch_size)

@@ -9,6 +9,7 @@ import typer
 
 from captioner.cli.shared import (
     Adapter,
+    Backend,
     BatchSize,
     Device,
     LengthPenalty,
@@ -45,6 +46,7 @@ def evaluate(
     adapter: Adapter = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    backend: Backend = "auto",
     batch_size: BatchSize = None,
     num_workers: Workers = None,
     num_beams: NumBeams = None,
@@ -78,7 +80,7 @@ def evaluate(
     check_files(output, predictions)
     source = {"path": data, "images": images, "split": split, "on_error": "skip"}
     samples, skipped = load_samples(validated(SourceConfig, source, "data"))
-    captioner = load_captioner(model, device, precision, adapter)
+    captioner = load_captioner(model, device, precision, adapter, backend)
     captions, failures = caption_samples(
         captioner,
         samples,

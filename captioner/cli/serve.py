@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from captioner.cli.shared import Device, Precision, load_captioner
+from captioner.cli.shared import Backend, Device, Precision, load_captioner
 from captioner.errors import CaptionerError
 from captioner.web import LOOPBACK
 
@@ -31,6 +31,7 @@ def serve(
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    backend: Backend = "auto",
 ) -> None:
     """Serve captions over HTTP, with a page at / and the API described at /docs.
 
@@ -67,5 +68,7 @@ def serve(
         name = f"[{host}]" if ":" in host else host
         print(f"serving on http://{name}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
 
-    supervisor = Supervisor(partial(load_captioner, model, device, precision), settings, listener, workers)
+    supervisor = Supervisor(
+        partial(load_captioner, model, device, precision, backend=backend), settings, listener, workers
+    )
     raise typer.Exit(supervisor.run(announce))

@@ -22,6 +22,12 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...; auto: an 
 Precision = Annotated[
     str, typer.Option(help="fp32, bf16 or fp16; auto: bf16 on an accelerator (fp16 where it has none), fp32 on a CPU.")
 ]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="torch or onnx; auto: ONNX Runtime on a CPU if the model has graphs (captioner export), else torch."
+    ),
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images captioned at once. Default: 16.")]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Threads that decode images; default: one per core, at most 8.")
@@ -90,14 +96,16 @@ def default_workers() -> int:
     return min(8, available_cores())
 
 
-def load_captioner(model: str | None, device: str, precision: str, adapter: str | None = None) -> "Captioner":
+def load_captioner(
+    model: str | None, device: str, precision: str, adapter: str | None = None, backend: str = "auto"
+) -> "Captioner":
     from captioner.infer.captioner import Captioner
 
     if device == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         device = "cpu"  # accelerate launch --cpu
     gc.disable()  # imports and weights are permanent; scanning them again and again takes a second
     try:
-        return Captioner.from_pretrained(model, device=device, dtype=precision, adapter=adapter)
+        return Captioner.from_pretrained(model, device=device, dtype=precision, adapter=adapter, backend=backend)
     finally:
         gc.freeze()
         gc.unfreeze()  # together they move everything to the oldest generation

@@ -1,5 +1,7 @@
 """`captioner train`: train a captioner."""
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +9,7 @@ import typer
 
 from captioner.cli.recipes import find_recipe
 from captioner.cli.shared import check_launch
+from captioner.errors import CaptionerError
 from captioner.files import reporting
 
 if TYPE_CHECKING:
@@ -39,7 +42,20 @@ def train(
         return
     best = run(recipe, resume)
     if is_main:
+        _write_graphs(best)
         print(best)
+
+
+def _write_graphs(best: Path) -> None:
+    """Let ONNX Runtime caption with the model on a CPU, if what writes graphs is installed."""
+    if find_spec("onnx") is None or find_spec("onnxscript") is None:
+        return
+    from captioner.export.onnx import export_in_place
+
+    try:
+        export_in_place(best)
+    except CaptionerError as error:  # the training is good without
+        print(f"no ONNX graphs: {error}", file=sys.stderr)
 
 
 def _print_estimate(estimate: "Estimate") -> None:

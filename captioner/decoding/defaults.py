@@ -19,13 +19,13 @@ SEARCHING = {
 DRAWING = {"do_sample", "temperature", "top_k", "top_p", "seed"}
 
 
-def generation_defaults(config: Any) -> dict[str, Any]:
-    """What a `transformers.GenerationConfig` sets of the fields of `GenerationOptions`.
+def generation_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a model's `generation_config.json` sets of the fields of `GenerationOptions`.
 
     Its `max_length` and `min_length` count the start token, which `max_new_tokens` and `min_new_tokens` do not.
     """
-    found = {name: getattr(config, name, None) for name in FIELDS}
-    for name, length in (("max_new_tokens", config.max_length), ("min_new_tokens", config.min_length)):
+    found = {name: config.get(name) for name in FIELDS}
+    for name, length in (("max_new_tokens", config.get("max_length")), ("min_new_tokens", config.get("min_length"))):
         if found[name] is None and length is not None:
             found[name] = max(0, length - 1)
     return {name: value for name, value in found.items() if value is not None}

@@ -261,6 +261,13 @@ class Constraints:
         return found
 
 
+def lacks(options: GenerationOptions) -> str:
+    """Say what `search` lacks of what the options ask for; empty if nothing."""
+    if options.force_words_ids:
+        return "forced words"
+    return "diverse beams (num_beam_groups)" if options.num_beam_groups > 1 else ""
+
+
 def search(
     decoder: Decoder, batch_size: int, options: GenerationOptions, longest: int, start: int, end: int
 ) -> list[list[Hypothesis]]:

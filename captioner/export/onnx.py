@@ -3,12 +3,13 @@
 Shapes: B images, K captions an image, T tokens so far, P image tokens, L layers, H heads, D width, V vocabulary.
 """
 
+import hashlib
 import json
 import logging
 import shutil
+import tempfile
 import textwrap
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,17 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captioner.decoding.defaults import generation_defaults, options_with
+from captioner.decoding.defaults import options_with
 from captioner.errors import CaptionerError
-from captioner.files import new_folder
+from captioner.files import new_folder, reporting, whole_file
 from captioner.hub.adapters import merge_adapter
 from captioner.hub.card import read_card, write_card
 from captioner.hub.find import find_model
 from captioner.hub.load import load_model
-from captioner.infer.export_format import FORMAT_VERSION, MODEL_TYPE, is_export
+from captioner.infer.export_format import FORMAT, FORMAT_VERSION, GRAPHS, WEIGHTS, Graphs, is_export
+from captioner.infer.model_settings import read_settings
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-from captioner.model.processing_captioner import CaptionerProcessor
-from captioner.model.tokenization_captioner import CaptionerTokenizer
 
 try:
     import onnx
@@ -34,10 +34,12 @@ try:
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
+    from onnxscript import optimizer
 
     from captioner.export import graphs, int8
     from captioner.export.rewrites import split_projections, untie
-    from captioner.infer.exported_model import DecoderSteps, ExportedModel
+    from captioner.export.stored_weights import read_weights_from
+    from captioner.infer.exported_model import ExportedModel
 except ModuleNotFoundError as error:
     if error.name not in ("onnx", "onnxscript", "onnxruntime"):
         raise
@@ -45,6 +47,16 @@ except ModuleNotFoundError as error:
 
 OPSET = 23
 LOGITS_TOLERANCE = 1e-4
+SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+)
+"""The files of a model's folder that an exported folder has too."""
+
 EQUAL_TOKENS = {"fp32": 1.0, "fp16": 0.98, "int8": 0.9}
 """By precision: the share of greedy tokens that must be the model's own, given the same tokens before."""
 
@@ -75,26 +87,81 @@ def export_model(
         raise CaptionerError(f"precision {precision!r}: choose {', '.join(EQUAL_TOKENS)}")
     with new_folder(output) as partial:
         folder, name = find_model(model)
-        if is_export(folder):
-            raise CaptionerError(f"{name}: exported already; export the model it was made from")
-        card = read_card(folder, name)
-        network, processor = load_model(folder, name)
+        card, network = read_card(folder, name), _load(folder, name)
         if adapter is not None:
             name = f"{name} with {merge_adapter(network, adapter)}"
-        network.eval()
-        _write_settings(partial, network, processor, name, precision)
+        for file in SETTINGS:
+            if (folder / file).is_file():
+                shutil.copyfile(folder / file, partial / file)
         _write_graphs(partial, network, precision)
-        for graph in ("encoder.onnx", "decoder.onnx"):
+        for graph in GRAPHS:
             _convert(partial / graph, precision)
-        agreement = compare(network, ExportedModel(partial, torch.get_num_threads()))
-        if agreement.equal_tokens < EQUAL_TOKENS[precision] or (
-            precision == "fp32" and agreement.difference > LOGITS_TOLERANCE
-        ):
-            raise CaptionerError(
-                f"{name}: not exported, since the {precision} export disagrees with it: {agreement.equal_tokens:.1%} "
-                f"of greedy tokens are equal, logits differ by up to {agreement.difference:.1e}"
-            )
+        agreement = _check(network, Graphs(partial, precision, None), partial, name)
+        _write_format(partial, precision, name, None)
         write_card(partial, _card(name, output.name, precision, agreement), card, name)
+    return agreement
+
+
+def export_in_place(model: str | Path) -> Agreement:
+    """Write fp32 graphs into a model's folder. They read the folder's `model.safetensors`.
+
+    Raises:
+        CaptionerError: there is no such model, it cannot be expressed in ONNX, its weights are in several files, the
+            graphs disagree with it as in `export_model`, or the folder cannot be written.
+    """
+    folder, name = find_model(model)
+    network = _load(folder, name)
+    weights = folder / WEIGHTS
+    with reporting(folder):
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        with tempfile.TemporaryDirectory(prefix="graphs.", dir=folder) as temporary:
+            partial = Path(temporary)
+            _write_graphs(partial, network, "fp32", fuses=False)
+            for graph in GRAPHS:
+                _convert(partial / graph, "fp32")
+                read_weights_from(partial / graph, weights)
+            (partial / WEIGHTS).symlink_to(weights.resolve())
+            agreement = _check(network, Graphs(partial, "fp32", digest), folder, name)
+            (folder / FORMAT).unlink(missing_ok=True)  # in force again when both graphs are there
+            for graph in GRAPHS:
+                (partial / graph).replace(folder / graph)
+        _write_format(folder, "fp32", name, digest)
+    return agreement
+
+
+def _load(folder: Path, name: str) -> CaptionerForConditionalGeneration:
+    if is_export(folder):
+        raise CaptionerError(f"{name}: exported already; export the model it was made from")
+    return load_model(folder, name)[0].eval()
+
+
+def _write_format(folder: Path, precision: str, name: str, weights_digest: str | None) -> None:
+    content = {
+        "format_version": FORMAT_VERSION,
+        "precision": precision,
+        "opset": OPSET,
+        "source_model": name,
+        "weights": weights_digest,
+    }
+    with whole_file(folder / FORMAT) as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _check(network: CaptionerForConditionalGeneration, graphs: Graphs, settings: Path, name: str) -> Agreement:
+    """Compare graphs, with the settings of a folder, with the network that they were made from.
+
+    Raises:
+        CaptionerError: they disagree.
+    """
+    agreement = compare(network, ExportedModel(graphs, read_settings(settings), torch.get_num_threads()))
+    if agreement.equal_tokens < EQUAL_TOKENS[graphs.precision] or (
+        graphs.precision == "fp32" and agreement.difference > LOGITS_TOLERANCE
+    ):
+        raise CaptionerError(
+            f"{name}: not exported, since the {graphs.precision} export disagrees with it: "
+            f"{agreement.equal_tokens:.1%} of greedy tokens are equal, logits differ by up to "
+            f"{agreement.difference:.1e}"
+        )
     return agreement
 
 
@@ -107,10 +174,10 @@ def compare(model: CaptionerForConditionalGeneration, exported: ExportedModel, b
     size = model.config.image_size
     pixel_values = generator.standard_normal((batch_size, 3, size, size), dtype=np.float32)
     states, tag_logits = exported.encode(pixel_values)
-    decoder = DecoderSteps(exported.decoder, states)
-    token_ids, rows = np.full((batch_size, 1), exported.start), np.arange(batch_size)[:, None]
+    decoder, settings = exported.steps(states), exported.settings
+    token_ids, rows = np.full((batch_size, 1), settings.start), np.arange(batch_size)[:, None]
     steps = []
-    for _ in range(exported.max_steps(options_with(exported.defaults, {}))):
+    for _ in range(settings.max_steps(options_with(settings.defaults, {}))):
         steps.append(decoder.logits(token_ids[:, -1:], rows)[:, 0])
         token_ids = np.concatenate([token_ids, steps[-1].argmax(-1)[:, None]], axis=1)
     logits = np.stack(steps, axis=1)
@@ -124,8 +191,8 @@ def compare(model: CaptionerForConditionalGeneration, exported: ExportedModel, b
     return Agreement(float(difference), float((logits.argmax(-1) == expected.argmax(-1)).mean()))
 
 
-def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration, precision: str) -> None:
-    """encoder.onnx and decoder.onnx, weights in fp32."""
+def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration, precision: str, fuses: bool = True) -> None:
+    """Write encoder.onnx and decoder.onnx, weights in fp32; without `fuses`, constants are the model's own weights."""
     config = model.config
     layers = config.num_hidden_layers
     pixel_values = torch.randn(2, 3, config.image_size, config.image_size)
@@ -149,6 +216,7 @@ def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration, precis
         cross_names + tag_names,
         ({0: batch},),
         form.attention,
+        fuses,
     )
     _write_graph(
         folder / "decoder.onnx",
@@ -164,6 +232,7 @@ def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration, precis
             [{0: batch}] * len(cross_names),
         ),
         form.attention,
+        fuses,
     )
 
 
@@ -175,21 +244,27 @@ def _write_graph(
     outputs: list[str],
     dynamic_shapes: tuple[Any, ...],
     attention: Callable[..., Any],
+    fuses: bool,
 ) -> None:
     try:
-        torch.onnx.export(
+        program = torch.onnx.export(
             graph,
             example,
-            path,
             input_names=inputs,
             output_names=outputs,
             dynamic_shapes=dynamic_shapes,
             opset_version=OPSET,
             dynamo=True,
             custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: attention},
-            external_data=False,
+            optimize=fuses,
             verbose=False,
         )
+        assert program is not None
+        if not fuses:
+            for _ in range(2):  # the first makes constants for the second
+                optimizer.fold_constants_ir(program.model)
+                optimizer.remove_unused_nodes(program.model)
+        program.save(path)
     except (torch.onnx.errors.OnnxExporterError, ValueError) as error:  # ValueError: more than 2 GB
         raise CaptionerError(f"{path.stem} cannot be expressed in ONNX: {textwrap.shorten(str(error), 300)}") from error
 
@@ -216,37 +291,6 @@ def _convert(path: Path, precision: str) -> None:
     opsets = {entry.domain: entry.version for entry in onnx.load(path).opset_import}
     if opsets[""] != OPSET:
         raise CaptionerError(f"{path.stem} came out in opset {opsets['']}, not {OPSET}")
-
-
-def _write_settings(
-    folder: Path, model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, name: str, precision: str
-) -> None:
-    """The tokenizer, the preprocessing, how to search, and what the folder is."""
-    config = model.config
-    settings = {
-        "processor_config.json": {"image_processor": asdict(processor.image_processor.preprocessing)},
-        "generation_config.json": {
-            "decoder_start_token_id": config.decoder_start_token_id,
-            "eos_token_id": config.eos_token_id,
-            **generation_defaults(model.generation_config),
-        },
-        "config.json": {
-            "model_type": MODEL_TYPE,
-            "format_version": FORMAT_VERSION,
-            "precision": precision,
-            "opset": OPSET,
-            "source_model": name,
-            "max_position_embeddings": config.max_position_embeddings,
-            "tags": config.tags,
-            "problem_type": config.problem_type,
-        },
-    }
-    for file, content in settings.items():
-        (folder / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if isinstance(processor.tokenizer, CaptionerTokenizer):
-        shutil.copy(processor.tokenizer.vocab_file, folder / "tokenizer.model")
-    else:
-        processor.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def _card(name: str, folder: str, precision: str, agreement: Agreement) -> str:

@@ -3,13 +3,15 @@
 It loads no torch, which exported models do without.
 """
 
+import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from captioner.data.images import ImageInput
 from captioner.decoding.defaults import options_with
+from captioner.decoding.numpy_search import lacks
 from captioner.decoding.options import GenerationOptions, word_options
 from captioner.errors import CaptionerError
 from captioner.files import new_folder
@@ -17,12 +19,15 @@ from captioner.hub.adapters import find_adapter
 from captioner.hub.find import find_model
 from captioner.infer.backend import Backend, CaptionStream, Preprocess
 from captioner.infer.caption import Caption
+from captioner.infer.choose_backend import choose_graphs
 from captioner.infer.export_format import is_export
 from captioner.infer.inputs import as_several, image_batches
 
 if TYPE_CHECKING:
     import torch
 
+
+_log = logging.getLogger(__name__)
 
 WORTH_TUNING = 1000
 """Images from which on `Captioner.tune` pays: it takes about as long as captioning 60 of them."""
@@ -35,9 +40,10 @@ class Captioner:
     """A model, ready to caption.
 
     Attributes:
-        backend: what computes: torch, or ONNX Runtime for an exported model.
+        backend: what computes: torch or ONNX Runtime.
         name: says in outputs which model wrote a caption.
         folder: the model's files.
+        load_torch: loads the model anew for options that the backend lacks; None if there is nothing to change to.
 
     Example:
         >>> cap = Captioner.from_pretrained()
@@ -54,6 +60,7 @@ class Captioner:
         self.backend = backend
         self.name = name
         self.folder = folder
+        self.load_torch: Callable[[], Backend] | None = None
         try:
             self.options()
         except (TypeError, CaptionerError) as error:
@@ -70,6 +77,7 @@ class Captioner:
         device: "str | torch.device" = "auto",
         dtype: "str | torch.dtype" = "auto",
         adapter: str | Path | None = None,
+        backend: str = "auto",
     ) -> "Captioner":
         """Load a model.
 
@@ -87,6 +95,9 @@ class Captioner:
                 `tune` finds bfloat16 faster.
             adapter: a LoRA adapter to merge into the model: a folder with PEFT's files, a training's folder, or a model
                 on the Hub.
+            backend: "torch", "onnx" (ONNX Runtime, for folders with graphs), or "auto": ONNX Runtime on a CPU if the
+                folder has graphs, else torch. With "auto", options that graphs lack (forced words, diverse beams) load
+                torch when they are first asked for.
 
         Raises:
             CaptionerError: there is no such model, or it cannot be read; the message says which and why.
@@ -94,20 +105,20 @@ class Captioner:
         folder, name = find_model(model, revision, token, cache_dir)
         dtype_name = str(dtype).removeprefix("torch.")
         precision = PRECISIONS.get(dtype_name, dtype_name)
-        backend: Backend
-        if is_export(folder):
-            if adapter is not None:
-                raise CaptionerError(f"{name}: an exported model takes no adapter; export the model with it")
-            from captioner.infer.onnx_backend import OnnxBackend
+        graphs = choose_graphs(folder, name, backend, str(device), precision, adapter is not None)
+        shown = name if adapter is None else f"{name} with {find_adapter(adapter)[1]}"
 
-            backend = OnnxBackend(folder, name, str(device), precision)
-        else:
-            from captioner.infer.torch_backend import TorchBackend
+        def load_torch() -> Backend:
+            return _torch_backend(folder, name, device, precision, adapter)
 
-            backend = TorchBackend.load(folder, name, device, precision, adapter)
-        if adapter is not None:
-            name = f"{name} with {find_adapter(adapter)[1]}"
-        return cls(backend, name, folder)
+        if graphs is None:
+            return cls(load_torch(), shown, folder)
+        from captioner.infer.onnx_backend import OnnxBackend
+
+        captioner = cls(OnnxBackend(graphs), shown, folder)
+        if backend == "auto" and not is_export(folder):
+            captioner.load_torch = load_torch
+        return captioner
 
     @overload
     def __call__(self, images: ImageInput, *, batch_size: int | None = ..., **options: Any) -> Caption: ...
@@ -232,7 +243,14 @@ class Captioner:
         self.backend.tune(options, batch_size)
 
     def stream(self, options: GenerationOptions) -> CaptionStream:
-        """Start captioning preprocessed images: batches go in, captions come out in order."""
+        """Start captioning preprocessed images: batches go in, captions come out in order.
+
+        Raises:
+            CaptionerError: the model cannot do what the options ask for.
+        """
+        if self.load_torch is not None and (lacking := lacks(options)):
+            _log.warning("%s: torch is loaded, because the ONNX graphs have no %s", self.name, lacking)
+            self.backend, self.load_torch = self.load_torch(), None
         return self.backend.stream(options)
 
     @property
@@ -254,3 +272,13 @@ class Captioner:
 def _files(folder: Path) -> list[Path]:
     """A model's files: those directly in its folder."""
     return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def _torch_backend(
+    folder: Path, name: str, device: "str | torch.device", precision: str, adapter: str | Path | None
+) -> Backend:
+    try:
+        from captioner.infer.torch_backend import TorchBackend
+    except ModuleNotFoundError as error:
+        raise CaptionerError(f"{name}: needs {error.name}, which is not installed: pip install captioner") from error
+    return TorchBackend.load(folder, name, device, precision, adapter)

@@ -1,30 +1,23 @@
-"""An exported folder, computed by ONNX Runtime; it needs neither torch nor transformers.
+"""A model's ONNX graphs, computed by ONNX Runtime; they need neither torch nor transformers.
 
 Shapes: B images, K captions an image, T tokens so far, P image tokens, L layers, H heads, D width, V vocabulary.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import onnxruntime
+from onnxruntime import OrtValue
 
-from captioner.decoding.defaults import options_with
 from captioner.decoding.numpy_search import search
 from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
 from captioner.infer.caption import Caption, caption_of, likely_tags
-from captioner.infer.export_format import FORMAT_VERSION, MODEL_TYPE
-from captioner.infer.tokenizer import load_tokenizer
-from captioner.model.preprocessing import Preprocessing
-
-try:
-    import onnxruntime
-    from onnxruntime import OrtValue
-except ModuleNotFoundError as error:
-    raise CaptionerError("an exported model needs ONNX Runtime: pip install 'captioner[export]'") from error
+from captioner.infer.export_format import WEIGHTS, Graphs
+from captioner.infer.model_settings import ModelSettings
 
 
 class Encoded(NamedTuple):
@@ -35,62 +28,33 @@ class Encoded(NamedTuple):
 
 
 class ExportedModel:
-    """An exported folder, loaded: preprocessing, tokenizer and both graphs.
+    """The graphs of a model, loaded to compute with so many threads."""
 
-    Attributes:
-        precision: the one that the model was exported in.
-        start, end: the tokens that begin and end every sequence.
-        longest: most tokens of a caption, including its prefix and the end of sequence.
-        defaults: fields of `GenerationOptions` that the model's `generation_config.json` sets.
-    """
-
-    def __init__(self, folder: Path, num_threads: int) -> None:
-        """Read a folder that `captioner export` wrote, to compute with so many threads.
+    def __init__(self, graphs: Graphs, settings: ModelSettings, num_threads: int) -> None:
+        """Load the graphs.
 
         Raises:
-            CaptionerError: no exported model, one of another format, or files that cannot be read.
+            CaptionerError: a file cannot be read, or does not fit the others.
         """
-        if not (folder / "config.json").is_file():
-            raise CaptionerError(f"{folder}: not an exported model; `captioner export` makes one")
-        with _reading(folder / "config.json") as config:
-            if config.get("model_type") != MODEL_TYPE:
-                raise ValueError("not that of an exported model; `captioner export` makes one")
-            if (version := config.get("format_version")) != FORMAT_VERSION:
-                raise ValueError(f"exported in format {version!r}, and this captioner reads {FORMAT_VERSION}")
-            self.longest, self.tags = int(config["max_position_embeddings"]), list(config["tags"])
-            self.problem_type, self.precision = config["problem_type"], config["precision"]
-            if self.longest < 1:
-                raise ValueError(f"max_position_embeddings {self.longest} leave no room for a caption")
-        self.tokenizer = load_tokenizer(folder)
-        # An encoder's threads that spin after their work would take the cores from the decoder's.
-        self.encoder = Graph(folder / "encoder.onnx", num_threads, spinning=False)
-        self.decoder = Graph(folder / "decoder.onnx", num_threads, spinning=True)
+        self.settings = settings
+        # Threads of the encoder that spin after their work would take the cores from the decoder's.
+        self.encoder = Graph(graphs, "encoder.onnx", num_threads, spinning=False)
+        self.decoder = Graph(graphs, "decoder.onnx", num_threads, spinning=True)
+        self._check(graphs.folder)
+
+    def _check(self, folder: Path) -> None:
         given = {name: shape for name, shape in self.encoder.outputs.items() if name != "tag_logits"}
         if given != {name: shape for name, shape in self.decoder.inputs.items() if name.startswith("cross_")}:
             raise CaptionerError(f"{folder}: encoder.onnx and decoder.onnx are not of one model")
-        if len(self.tags) != (seen := self.encoder.outputs.get("tag_logits", (0, 0))[1]):
-            raise CaptionerError(f"{folder / 'config.json'}: {len(self.tags)} tags, and encoder.onnx has {seen}")
-        with _reading(folder / "processor_config.json") as settings:
-            self.preprocessing = Preprocessing(**settings["image_processor"])
-            if (size := self.preprocessing.image_size) != (taken := self.encoder.inputs["pixel_values"][2]):
-                raise ValueError(f"image_size {size}, and encoder.onnx takes {taken}")
-        with _reading(folder / "generation_config.json") as self.defaults:
-            self.start, self.end = self.defaults.pop("decoder_start_token_id"), self.defaults.pop("eos_token_id")
-            for token in (self.start, self.end):
-                if token not in range(self.decoder.vocab_size):
-                    raise ValueError(f"token {token!r}; decoder.onnx has those from 0 to {self.decoder.vocab_size - 1}")
-            self.max_steps(options_with(self.defaults, {}))
-
-    def max_steps(self, options: GenerationOptions) -> int:
-        """Return the most new tokens of a caption.
-
-        Raises:
-            CaptionerError: this model cannot do what the options ask for.
-        """
-        if options.force_words_ids or options.num_beam_groups > 1:
-            name = "forced words" if options.force_words_ids else "num_beam_groups"
-            raise CaptionerError(f"an exported model has no {name}; the model it was made from has")
-        return options.max_steps(self.longest, self.decoder.vocab_size, self.end)
+        config, tags = folder / "config.json", len(self.settings.tags)
+        if tags != (seen := self.encoder.outputs.get("tag_logits", (0, 0))[1]):
+            raise CaptionerError(f"{config}: {tags} tags, and encoder.onnx has {seen}")
+        if (size := self.settings.vocab_size) != (known := self.decoder.outputs["logits"][2]):
+            raise CaptionerError(f"{config}: vocab_size {size}, and decoder.onnx has {known} tokens")
+        if (size := self.settings.preprocessing.image_size) != (taken := self.encoder.inputs["pixel_values"][2]):
+            raise CaptionerError(
+                f"{folder / 'processor_config.json'}: image_size {size}, and encoder.onnx takes {taken}"
+            )
 
     def decode(self, encoded: Sequence[Encoded], options: GenerationOptions) -> list[Caption]:
         """Caption what was encoded, in one batch or several, together: a step of the decoder costs little more for them
@@ -98,10 +62,14 @@ class ExportedModel:
         names = encoded[0].states
         states = {name: _joined([images.states[name] for images in encoded]) for name in names}
         tag_logits = np.concatenate([images.tag_logits for images in encoded])
-        decoder = DecoderSteps(self.decoder, states)
-        found = search(decoder, len(tag_logits), options, self.max_steps(options), self.start, self.end)
-        tags = [likely_tags(row, self.tags, self.problem_type) for row in tag_logits]
-        return [caption_of(group, self.tokenizer, seen) for group, seen in zip(found, tags, strict=True)]
+        decoder, settings = self.steps(states), self.settings
+        found = search(decoder, len(tag_logits), options, settings.max_steps(options), settings.start, settings.end)
+        tags = [likely_tags(row, settings.tags, settings.problem_type) for row in tag_logits]
+        return [caption_of(group, settings.tokenizer, seen) for group, seen in zip(found, tags, strict=True)]
+
+    def steps(self, states: dict[str, OrtValue]) -> "DecoderSteps":
+        """Begin to decode images, given what the decoder reads of them."""
+        return DecoderSteps(self.decoder, states, self.settings.vocab_size)
 
     def encode(self, pixel_values: np.ndarray) -> Encoded:
         """Pixels [B, 3, height, width] -> what the decoder reads of them."""
@@ -117,29 +85,26 @@ class Graph:
     """A graph in a file, ready to run.
 
     Attributes:
-        inputs, outputs: shapes by name, free dimensions by theirs.
+        inputs, outputs: shapes by name; a free dimension is its name.
     """
 
-    def __init__(self, path: Path, num_threads: int, spinning: bool) -> None:
-        """Read it.
+    def __init__(self, graphs: Graphs, name: str, num_threads: int, spinning: bool) -> None:
+        """Load the file `name` of a folder's graphs.
 
         Raises:
             CaptionerError: it cannot be read.
         """
-        self.path = path
+        self.path = graphs.folder / name
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # nothing: errors are raised
         options.intra_op_num_threads = num_threads
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        if graphs.weights is not None:
+            options.add_external_initializers_from_files_in_memory([WEIGHTS], [graphs.weights], [len(graphs.weights)])
         with self._explained():
-            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
         self.inputs = {value.name: value.shape for value in self.session.get_inputs()}
         self.outputs = {value.name: value.shape for value in self.session.get_outputs()}
-
-    @property
-    def vocab_size(self) -> int:
-        """Of a decoder."""
-        return self.outputs["logits"][2]
 
     def run(self, names: list[str], inputs: dict[str, OrtValue]) -> list[OrtValue]:
         """The outputs of these names, in ONNX Runtime's memory.
@@ -161,11 +126,11 @@ class Graph:
 class DecoderSteps:
     """The decoder with its caches, which stay in ONNX Runtime's memory: the `Decoder` of `search`."""
 
-    def __init__(self, graph: Graph, cross_states: dict[str, OrtValue]) -> None:
+    def __init__(self, graph: Graph, cross_states: dict[str, OrtValue], vocab_size: int) -> None:
         """`cross_states`: 2 L arrays [B, P, D], one for an image however many its captions."""
         self.graph = graph
         self.cross_states = cross_states
-        self.vocab_size = graph.vocab_size
+        self.vocab_size = vocab_size
         images = next(iter(cross_states.values())).shape()[0]
         self.self_states: dict[str, OrtValue] = {}  # [B, 0, D] at first, then [B * K, T, D]
         for name, shape in graph.inputs.items():
@@ -202,19 +167,3 @@ class DecoderSteps:
 
 def _joined(parts: list[OrtValue]) -> OrtValue:
     return parts[0] if len(parts) == 1 else OrtValue.ortvalue_from_numpy(np.concatenate([x.numpy() for x in parts]))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[dict[str, Any]]:
-    """A JSON file's content; what is wrong with it is told with the file's name."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-        yield content
-    except OSError as error:
-        raise CaptionerError(f"{path}: {error.strerror}") from error
-    except KeyError as error:
-        raise CaptionerError(f"{path}: without {error}") from error
-    except (TypeError, ValueError, CaptionerError) as error:
-        raise CaptionerError(f"{path}: {error}") from error

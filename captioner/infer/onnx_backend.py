@@ -1,22 +1,21 @@
-"""The backend of exported models: ONNX Runtime on a CPU."""
+"""The backend that computes a model's ONNX graphs: ONNX Runtime on a CPU."""
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from captioner.decoding.numpy_search import lacks
 from captioner.decoding.options import GenerationOptions
 from captioner.distributed import available_cores
 from captioner.errors import CaptionerError
 from captioner.infer.caption import Caption
+from captioner.infer.export_format import Graphs
 from captioner.infer.exported_model import Encoded, ExportedModel
-from captioner.infer.tokenizer import Tokenizer
-from captioner.model.preprocessing import Preprocessing
+from captioner.infer.model_settings import read_settings
 
 
 def images_together(batch_size: int) -> int:
@@ -36,100 +35,97 @@ def parts(pixel_values: np.ndarray) -> list[np.ndarray]:
 
 
 class OnnxBackend:
-    """A `Backend` whose model is an exported folder. Device and precision were chosen when it was exported."""
+    """A `Backend` whose model is a folder's graphs. They are loaded when the first images come: with all threads for a
+    single image, else with half of them, so that one stream holds the weights once."""
 
     batch_size = 16
 
-    def __init__(self, folder: Path, name: str, device: str = "auto", precision: str = "auto") -> None:
-        """Load the folder; `name` is the model's name in error messages.
+    def __init__(self, graphs: Graphs) -> None:
+        """Read the settings beside the graphs.
 
         Raises:
-            CaptionerError: the folder cannot be read, or `device` or `precision` is not the export's.
+            CaptionerError: a file cannot be read.
         """
-        self.folder = folder
-        self.model = ExportedModel(folder, available_cores())
-        if device not in ("auto", "cpu") or precision not in ("auto", self.precision):
-            raise CaptionerError(f"{name}: an exported model runs on the CPU, in the precision it was exported in")
+        self.graphs = graphs
+        self.settings = read_settings(graphs.folder)
+        self.precision = graphs.precision
+        self.defaults = self.settings.defaults
+        self.preprocessing = self.settings.preprocessing
+        self.tokenizer = self.settings.tokenizer
+        self.start, self.longest = self.settings.start, self.settings.longest
+
+    @cached_property
+    def on_all_threads(self) -> ExportedModel:
+        return ExportedModel(self.graphs, self.settings, available_cores())
 
     @cached_property
     def on_half_the_threads(self) -> ExportedModel:
-        return ExportedModel(self.folder, half_the_threads())
-
-    @property
-    def precision(self) -> str:
-        return self.model.precision
-
-    @property
-    def defaults(self) -> Mapping[str, Any]:
-        return self.model.defaults
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        return self.model.preprocessing
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.model.tokenizer
-
-    @property
-    def start(self) -> int:
-        return self.model.start
-
-    @property
-    def longest(self) -> int:
-        return self.model.longest
+        return ExportedModel(self.graphs, self.settings, half_the_threads())
 
     def tune(self, options: GenerationOptions, batch_size: int | None) -> None:
-        """Do nothing: the export has settled the precision, and batch sizes differ little."""
+        """Do nothing: the graphs have settled the precision, and batch sizes differ little."""
 
     def stream(self, options: GenerationOptions) -> "OnnxStream":
+        if lacking := lacks(options):
+            raise CaptionerError(f"an exported model has no {lacking}; the model it was made from has")
+        self.settings.max_steps(options)  # refuse what this model cannot do before the first batch
         return OnnxStream(self, options)
 
 
 class OnnxStream:
     """Encodes two parts of a batch at a time, each with half the threads, then decodes the halves of several batches in
-    the same way: a decoder's small steps keep few threads busy, and cost little more for many images than for few. A
-    single image has all threads while no other is in progress."""
+    the same way: a decoder's small steps keep few threads busy, and cost little more for many images than for few.
+
+    A batch of one image waits for the next: if none comes, it has all threads.
+    """
 
     def __init__(self, backend: OnnxBackend, options: GenerationOptions) -> None:
-        backend.model.max_steps(options)  # refuse what this model cannot do before the first batch
         self.backend = backend
         self.options = options
         self.pool = ThreadPoolExecutor(2)
+        self.first: np.ndarray | None = None  # a single image that waits
         self.encoded: list[Future[Encoded]] = []
         self.waiting = 0  # images in `encoded`, none of which is being decoded yet
         self.decoded: deque[Future[list[Caption]]] = deque()
+        self.has_begun = False
 
     def add(self, images: Sequence[np.ndarray] | np.ndarray) -> list[Caption]:
         pixel_values = np.asarray(images)
+        if len(pixel_values) == 0:
+            return []
+        if not self.has_begun and self.first is None and len(pixel_values) == 1:
+            self.first = pixel_values
+            return []
+        if self.first is not None:
+            pixel_values, self.first = np.concatenate([self.first, pixel_values]), None
+        self.has_begun = True
         self.waiting += len(pixel_values)
-        model = self._model()
         for part in parts(pixel_values):
-            self.encoded.append(self.pool.submit(model.encode, part))
-        if self.waiting >= images_together(len(pixel_values)):
+            self.encoded.append(self.pool.submit(self.backend.on_half_the_threads.encode, part))
+        if self.waiting >= images_together(len(images)):
             self._decode()
         return self._captions(left=2)
 
     def finish(self) -> list[Caption]:
-        self._decode()
-        captions = self._captions(left=0)
+        if self.first is not None:
+            model, pixel_values, self.first = self.backend.on_all_threads, self.first, None
+            captions = model.decode([model.encode(pixel_values)], self.options)
+        else:
+            self._decode()
+            captions = self._captions(left=0)
         self.pool.shutdown()
         return captions
 
-    def _model(self) -> ExportedModel:
-        is_alone = self.waiting == 1 and not self.decoded
-        return self.backend.model if is_alone else self.backend.on_half_the_threads
-
     def _decode(self) -> None:
-        model, middle = self._model(), len(self.encoded) // 2
+        middle = len(self.encoded) // 2
         for half in (self.encoded[:middle], self.encoded[middle:]):
             if half:
-                self.decoded.append(self.pool.submit(self._decode_together, model, half))
+                self.decoded.append(self.pool.submit(self._decode_together, half))
         self.encoded, self.waiting = [], 0
 
-    def _decode_together(self, model: ExportedModel, encoded: list[Future[Encoded]]) -> list[Caption]:
+    def _decode_together(self, encoded: list[Future[Encoded]]) -> list[Caption]:
         """Wait for the encoders, which the pool started earlier, and decode."""
-        return model.decode([images.result() for images in encoded], self.options)
+        return self.backend.on_half_the_threads.decode([images.result() for images in encoded], self.options)
 
     def _captions(self, left: int) -> list[Caption]:
         """Return what is ready, in order; wait until no more than `left` parts are being decoded."""

@@ -57,7 +57,7 @@ class TorchBackend:
             pack_linears(self.model)
             reuse_blocks()
         self.captures = Captures() if self.device.type == "cuda" else None
-        self.defaults = generation_defaults(model.generation_config)
+        self.defaults = generation_defaults(model.generation_config.to_dict())
         self.start = model.config.decoder_start_token_id
         self.longest = model.config.max_position_embeddings
         self.processor = processor

@@ -34,7 +34,7 @@ def spin_count(code: str, **environment: str) -> str | None:
     ("code", "environment", "expected"),
     [
         ("import captioner, torch", {}, "1000"),
-        ("from captioner import Captioner; Captioner.from_pretrained()", {}, "1000"),
+        ("from captioner import Captioner; Captioner.from_pretrained(backend='torch')", {}, "1000"),
         ("import captioner.cli, torch", {}, "1000"),
         ("import captioner, torch", {"GOMP_SPINCOUNT": "77"}, "77"),
         ("import captioner, torch", {"OMP_WAIT_POLICY": "passive"}, "0"),

@@ -17,7 +17,7 @@ from captioner.infer.captioner import Captioner
 
 def test_a_model_that_says_nothing_leaves_our_defaults() -> None:
     for config in (GenerationConfig(), GenerationConfig.from_pretrained(BUNDLED)):
-        assert options_with(generation_defaults(config), {}) == GenerationOptions()
+        assert options_with(generation_defaults(config.to_dict()), {}) == GenerationOptions()
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_a_model_that_says_nothing_leaves_our_defaults() -> None:
 def test_what_is_given_goes_before_what_the_model_says(
     model: dict[str, Any], given: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    found = options_with(generation_defaults(GenerationConfig(**model)), given)
+    found = options_with(generation_defaults(GenerationConfig(**model).to_dict()), given)
     assert found == GenerationOptions(**expected)
 
 

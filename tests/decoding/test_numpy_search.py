@@ -17,6 +17,8 @@ from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 for library in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(library, reason=f"an export is made for these tests: {library}, of 'captioner[export]'")
 
+from loading import load_exported  # noqa: E402
+
 from captioner.decoding.numpy_search import search  # noqa: E402
 from captioner.infer.exported_model import DecoderSteps, ExportedModel  # noqa: E402
 
@@ -69,7 +71,7 @@ def network(tagged_captioner: Path) -> CaptionerForConditionalGeneration:
 
 @pytest.fixture(scope="module")
 def runtime(exported: Path) -> ExportedModel:
-    return ExportedModel(exported, 2)
+    return load_exported(exported)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +80,9 @@ def pixel_values() -> np.ndarray:
 
 
 def searched(runtime: ExportedModel, pixel_values: np.ndarray, options: GenerationOptions) -> list[list[Hypothesis]]:
-    decoder, longest = DecoderSteps(runtime.decoder, runtime.encode(pixel_values)[0]), runtime.max_steps(options)
-    return search(decoder, len(pixel_values), options, longest, runtime.start, runtime.end)
+    decoder, settings = runtime.steps(runtime.encode(pixel_values)[0]), runtime.settings
+    longest = settings.max_steps(options)
+    return search(decoder, len(pixel_values), options, longest, settings.start, settings.end)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -109,15 +112,15 @@ def test_draws_without_a_seed_follow_the_warped_distribution(runtime, pixel_valu
     options = GenerationOptions(
         do_sample=True, temperature=1.5, top_k=5, top_p=0.8, num_return_sequences=draws, max_new_tokens=1
     )
-    decoder = DecoderSteps(runtime.decoder, runtime.encode(pixel_values[:1])[0])
-    logits = decoder.logits(np.array([[runtime.start]]), np.array([[0]]))[0, 0]
+    decoder = runtime.steps(runtime.encode(pixel_values[:1])[0])
+    logits = decoder.logits(np.array([[runtime.settings.start]]), np.array([[0]]))[0, 0]
     best = np.argsort(-logits)[:5]
     shares = np.exp(logits[best] / 1.5)
     shares /= shares.sum()
     count = int((np.cumsum(shares) < 0.8).sum()) + 1
     expected = dict(zip(best[:count].tolist(), (shares[:count] / shares[:count].sum()).tolist(), strict=True))
     assert 1 < count < 5, "top_p makes no difference"
-    first = [(*one.token_ids, runtime.end)[0] for one in searched(runtime, pixel_values[:1], options)[0]]
+    first = [(*one.token_ids, runtime.settings.end)[0] for one in searched(runtime, pixel_values[:1], options)[0]]
     assert set(first) <= expected.keys()
     for token, share in expected.items():
         assert first.count(token) / draws == pytest.approx(share, abs=4 * (share * (1 - share) / draws) ** 0.5)
@@ -125,7 +128,7 @@ def test_draws_without_a_seed_follow_the_warped_distribution(runtime, pixel_valu
 
 @pytest.mark.parametrize("fields", [{"num_beams": 1}, {"num_beams": 2}, {"do_sample": True, "top_p": 0.5}])
 def test_rules_that_no_caption_keeps_are_an_error(runtime, pixel_values, fields):
-    everything = tuple((token,) for token in range(runtime.decoder.vocab_size))
+    everything = tuple((token,) for token in range(runtime.settings.vocab_size))
     with pytest.raises(CaptionerError, match="found no caption that keeps all the rules"):
         searched(runtime, pixel_values[:1], GenerationOptions(bad_words_ids=everything, **fields))
 

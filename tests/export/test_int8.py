@@ -13,6 +13,7 @@ for library in ("onnx", "onnxruntime", "onnxscript"):
 
 import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
+from loading import load_exported  # noqa: E402
 from onnxruntime.transformers.onnx_model import OnnxModel  # noqa: E402
 
 from captioner.export import int8  # noqa: E402
@@ -20,7 +21,6 @@ from captioner.export import onnx as module  # noqa: E402
 from captioner.export.rewrites import split_projections  # noqa: E402
 from captioner.hub.load import load_model  # noqa: E402
 from captioner.infer.captioner import Captioner  # noqa: E402
-from captioner.infer.exported_model import DecoderSteps, ExportedModel  # noqa: E402
 
 
 def error(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -92,11 +92,11 @@ def test_attention_to_images_is_what_it_was_for_one_caption_and_for_beams(
     token_ids = np.random.default_rng(0).integers(0, 20, (3, 4, 5))
     logits: list[list[np.ndarray]] = []
     for folder in (exported, whole):
-        model = ExportedModel(folder, 2)
+        model = load_exported(folder)
         size = model.preprocessing.image_size
         states, _ = model.encode(np.random.default_rng(1).standard_normal((3, 3, size, size), dtype=np.float32))
         for captions in (1, 4):
-            decoder, rows = DecoderSteps(model.decoder, states), np.arange(3)[:, None].repeat(captions, axis=1)
+            decoder, rows = model.steps(states), np.arange(3)[:, None].repeat(captions, axis=1)
             logits.append([])
             for step in range(5):
                 logits[-1].append(decoder.logits(token_ids[:, :captions, step], rows))

@@ -26,7 +26,7 @@ from captioner.export.onnx import OPSET, export_model  # noqa: E402
 def graphs_of_the_export(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is exported gets the graphs of the model, which saves the seconds of tracing."""
 
-    def copy(folder: Path, network: object, precision: str) -> None:
+    def copy(folder: Path, network: object, precision: str, fuses: bool = True) -> None:
         for name in ("encoder.onnx", "decoder.onnx"):
             shutil.copy(exported / name, folder)
 
@@ -63,7 +63,7 @@ def test_an_export_captions_as_its_model_does(tagged_captioner, exported, photos
 
 
 def test_the_graphs_have_the_opset_and_the_free_dimensions_they_should(exported):
-    assert json.loads((exported / "config.json").read_text())["opset"] == OPSET
+    assert json.loads((exported / "graphs.json").read_text())["opset"] == OPSET
     decoder = onnx.load(exported / "decoder.onnx")
     assert {entry.domain: entry.version for entry in decoder.opset_import}[""] == OPSET
     dimensions = {

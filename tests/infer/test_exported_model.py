@@ -17,7 +17,7 @@ from captioner.infer.captioner import Captioner
 for library in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(library, reason=f"an export is made for these tests: {library}, of 'captioner[export]'")
 
-from captioner.infer.exported_model import ExportedModel  # noqa: E402
+from loading import load_exported  # noqa: E402
 
 WITHOUT_TORCH = """
 import json, sys
@@ -106,7 +106,7 @@ def damage(folder: Path, what: str) -> None:
         case "cut config":
             config.write_text(config.read_text()[:-9])
         case "another format":
-            change(config, format_version=99)
+            change(folder / "graphs.json", format_version=99)
         case "no positions":
             change(config, max_position_embeddings=0)
         case "fewer tags":
@@ -124,15 +124,15 @@ def damage(folder: Path, what: str) -> None:
         case "no deviation":
             change(processor, std=[0, 0, 0])
         case "no end":
-            change(generation, eos_token_id=None)
+            change(config, eos_token_id=None)
         case "an unknown start":
-            change(generation, decoder_start_token_id=10**6)
+            change(config, decoder_start_token_id=10**6)
         case "no beams":
             change(generation, num_beams=0)
         case "defaults too long":
             change(generation, min_new_tokens=30)
-        case "an unknown default":
-            change(generation, guidance_scale=2.0)
+        case "other tokens":
+            change(config, vocab_size=9)
         case "no tokenizer":
             (folder / "tokenizer.model").unlink()
         case "cut tokenizer":
@@ -142,9 +142,9 @@ def damage(folder: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("no config", "not an exported model"),
+        ("no config", r"/config\.json: No such file"),
         ("cut config", r"/config\.json: Expecting"),
-        ("another format", r"/config\.json: exported in format 99, and this captioner reads"),
+        ("another format", r"/graphs\.json: exported in format 99, and this captioner reads"),
         ("no positions", r"/config\.json: max_position_embeddings 0 leave no room"),
         ("fewer tags", r"/config\.json: 1 tags, and encoder\.onnx has 5"),
         ("no decoder", r"/decoder\.onnx: .*doesn't exist"),
@@ -153,11 +153,11 @@ def damage(folder: Path, what: str) -> None:
         ("no preprocessing", r"/processor_config\.json: without 'image_processor'"),
         ("other pixels", r"/processor_config\.json: image_size 64, and encoder\.onnx takes 32"),
         ("no deviation", r"/processor_config\.json: mean .* std above 0"),
-        ("no end", r"/generation_config\.json: token None; decoder\.onnx has those from 0 to"),
-        ("an unknown start", r"/generation_config\.json: token 1000000; decoder\.onnx has those from 0 to"),
+        ("no end", r"/config\.json: int\(\) argument must be"),
+        ("an unknown start", r"/config\.json: token 1000000; the model has those from 0 to"),
         ("no beams", r"/generation_config\.json: num_beams must be at least 1"),
         ("defaults too long", r"/generation_config\.json: min_new_tokens is 30; this model writes at most 16"),
-        ("an unknown default", r"/generation_config\.json: .*guidance_scale"),
+        ("other tokens", r"/config\.json: vocab_size 9, and decoder\.onnx has \d+ tokens"),
         ("no tokenizer", r"neither tokenizer\.json nor tokenizer\.model"),
         ("cut tokenizer", r"/tokenizer\.model: "),
     ],
@@ -167,7 +167,7 @@ def test_a_folder_that_is_no_export_is_explained_in_one_line(exported, tmp_path,
     shutil.copytree(exported, folder)
     damage(folder, what)
     with pytest.raises(CaptionerError, match=message) as caught:
-        ExportedModel(folder, num_threads=1)
+        load_exported(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -209,7 +209,7 @@ def test_images_come_in_every_form_that_the_model_takes(exported, photos):
     ("options", "message"),
     [
         ({"forced_words": ["dog"]}, "an exported model has no forced words"),
-        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0}, "an exported model has no num_beam_groups"),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0}, "an exported model has no diverse beams"),
     ],
 )
 def test_what_an_export_cannot_do_is_refused_by_name(exported, photos, options, message):
