@@ -25,6 +25,10 @@ from captioner.annotate.schema import migrate
 from captioner.data.sources.sample import usable_captions
 from captioner.errors import CaptionerError
 
+COUNTED_FLAGS = """flags JOIN images ON images.id = flags.image
+    WHERE (flags.caption IN (0, images.suggestion, images.caption) OR flags.name IN ('conflict', 'two texts'))"""
+"""The flags of photos and of the captions that count, as the end of an SQL query."""
+
 BUSY_SECONDS = 60.0
 """How long a write waits for another process's, which takes milliseconds."""
 
@@ -237,11 +241,7 @@ class Project:
 
     def flags(self, image: int) -> dict[str, str]:
         """Flags of the photo and of the captions that count, with their details."""
-        rows = self.rows(
-            """SELECT name, detail FROM flags, images WHERE flags.image = ?1 AND images.id = ?1
-            AND (flags.caption IN (0, suggestion, images.caption) OR name IN ('conflict', 'two texts'))""",
-            image,
-        )
+        rows = self.rows(f"SELECT name, detail FROM {COUNTED_FLAGS} AND images.id = ?", image)
         return {row["name"]: row["detail"] for row in rows}
 
     def _add_caption(self, image: int, new: NewCaption, writer: int, run: int | None) -> int:

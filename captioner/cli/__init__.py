@@ -18,6 +18,7 @@ from captioner.cli import (
     export,
     push,
     recipes,
+    review,
     score,
     serve,
     tokenizer,
@@ -68,6 +69,7 @@ for job in (
     average.average,
     push.push,
     recipes.recipes,
+    review.review,
     env.env,
     serve.serve,
 ):

@@ -10,7 +10,7 @@ def convert(
     source: Annotated[str, typer.Argument(help="A folder or a Hugging Face Hub id.")],
     output: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
 ) -> None:
-    """Convert a public checkpoint to a captioner: a VisionEncoderDecoderModel of ViT or DeiT with GPT-2.
+    """Convert a public checkpoint to a captioner: BLIP, GIT or a VisionEncoderDecoderModel.
 
     Nothing is written unless the logits of the two models agree.
     """

@@ -14,7 +14,7 @@ PACKAGES = (
 VARIABLES = ("OMP_", "GOMP_", "KMP_", "MKL_", "CUDA_VISIBLE_DEVICES", "PYTORCH_", "ACCELERATE_", "HF_HUB_OFFLINE")
 """Environment variables, or how their names begin, that change speed or results and hold no secret."""
 
-INSTRUCTION_SETS = re.compile(r"(avx|amx|fma|f16c|asimd|sve|sme|bf16|i8mm)\w*")
+INSTRUCTION_SETS = re.compile(r"(avx|amx|fma|f16c|asimd|sve|bf16|i8mm)\w*|sme\d?$")
 
 
 def env() -> None:

@@ -4,21 +4,28 @@ A family of checkpoints is one module with two names: `MODEL_TYPE`, the model ty
 `read(folder) -> Checkpoint`. To add a family, write its module and add it to `FAMILIES`.
 """
 
+import hashlib
+import os
+import sys
 import textwrap
 from pathlib import Path
 
-from captioner.convert import vision_encoder_decoder
-from captioner.convert.read import MALFORMED, Checkpoint, model_type
+from captioner.convert import blip, git, vision_encoder_decoder
+from captioner.convert.read import MALFORMED, Checkpoint
 from captioner.convert.verify import LOGITS_TOLERANCE, largest_difference
 from captioner.errors import CaptionerError
-from captioner.files import new_folder
+from captioner.files import new_folder, reporting
 from captioner.hub.card import read_card, usage, write_card
+from captioner.hub.describe import describe, model_type
 from captioner.hub.find import find_model
 from captioner.hub.load import save_model
 from captioner.model.build import build_model
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
-FAMILIES = (vision_encoder_decoder,)
+FAMILIES = (vision_encoder_decoder, blip, git)
+
+CACHE_VERSION = "1"
+"""Of what conversion writes; a higher one converts anew."""
 
 GENERATION = (
     "max_length",
@@ -45,22 +52,66 @@ def convert_model(source: str | Path, output: Path) -> float:
     """
     with new_folder(output) as partial:
         folder, name = find_model(source)
-        card = read_card(folder, name)
-        try:
-            checkpoint = _read(folder)
-            model = build_model(checkpoint.config).eval()
-            model.load_state_dict(checkpoint.weights)
-        except CaptionerError as error:
-            raise CaptionerError(f"{name}: {error}") from error
-        except (OSError, *MALFORMED) as error:
-            raise CaptionerError(f"{name}: cannot be converted: {textwrap.shorten(str(error), 300)}") from error
-        difference = largest_difference(checkpoint.model, model)
-        if not difference <= LOGITS_TOLERANCE:  # NaN is not either
-            raise CaptionerError(f"{name}: not converted, because its logits and ours would differ by {difference:.1e}")
-        settings = {key: getattr(checkpoint.model.generation_config, key) for key in GENERATION}
-        model.generation_config.update(**{key: value for key, value in settings.items() if value is not None})
-        save_model(model, checkpoint.processor, partial)
-        write_card(partial, _card(name, output.name, checkpoint, model, difference), card, name)
+        return _convert(folder, name, partial, output)
+
+
+def converted(folder: Path, name: str, cache_dir: str | Path | None = None) -> Path:
+    """The captioner that a checkpoint's folder becomes, converted once and kept in a cache of ours.
+
+    Args:
+        cache_dir: the folder that downloads are cached in; ours is made in it. Default: beside huggingface_hub's.
+
+    Raises:
+        CaptionerError: as `convert_model`.
+    """
+    from huggingface_hub.utils import WeakFileLock
+
+    output = _place(folder, Path(cache_dir) if cache_dir else None)
+    with reporting(output.parent):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(output.with_name(f"{output.name}.lock")):  # of several processes, one converts
+        if not output.is_dir():
+            print(f"{name}: a {model_type(folder)!r} model; converting it, once, to {output}", file=sys.stderr)
+            with new_folder(output) as partial:
+                _convert(folder, name, partial, output)
+    return output
+
+
+def is_convertible(kind: object) -> bool:
+    """Whether a family is of this model type."""
+    return any(kind == family.MODEL_TYPE for family in FAMILIES)
+
+
+def _place(folder: Path, cache_dir: Path | None) -> Path:
+    """Where a conversion is kept: by repository and commit for a download, else by the folder and its files' times."""
+    from huggingface_hub import constants
+
+    cache = cache_dir / "captioner" if cache_dir else Path(constants.HF_HUB_CACHE).parent / "captioner"
+    folder = Path(os.path.abspath(folder))
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        return cache / CACHE_VERSION / folder.parents[1].name / folder.name
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
+    key = hashlib.blake2b(repr((str(folder), files)).encode(), digest_size=8).hexdigest()
+    return cache / CACHE_VERSION / "folders" / f"{folder.name}-{key}"
+
+
+def _convert(folder: Path, name: str, partial: Path, output: Path) -> float:
+    card = read_card(folder, name)
+    try:
+        checkpoint = _read(folder)
+        model = build_model(checkpoint.config).eval()
+        model.load_state_dict(checkpoint.weights)
+    except CaptionerError as error:
+        raise CaptionerError(f"{name}: {error}") from error
+    except (OSError, *MALFORMED) as error:
+        raise CaptionerError(f"{name}: cannot be converted: {textwrap.shorten(str(error), 300)}") from error
+    difference = largest_difference(checkpoint.model, model)
+    if not difference <= LOGITS_TOLERANCE:  # NaN is not either
+        raise CaptionerError(f"{name}: not converted, because its logits and ours would differ by {difference:.1e}")
+    settings = {key: getattr(checkpoint.model.generation_config, key) for key in GENERATION}
+    model.generation_config.update(**{key: value for key, value in settings.items() if value is not None})
+    save_model(model, checkpoint.processor, partial)
+    write_card(partial, _card(name, output.name, checkpoint, model, difference), card, name)
     return difference
 
 
@@ -69,7 +120,7 @@ def _read(folder: Path) -> Checkpoint:
     for family in FAMILIES:
         if found == family.MODEL_TYPE:
             return family.read(folder)
-    raise CaptionerError(f"a {found!r} model; convert reads {', '.join(family.MODEL_TYPE for family in FAMILIES)}")
+    raise CaptionerError(f"{describe(folder)}; convert reads {', '.join(family.MODEL_TYPE for family in FAMILIES)}")
 
 
 def _card(

@@ -33,13 +33,12 @@ class EncoderGraph(graphs.EncoderGraph):
 
     STATES = ("key", "key_scale", "key_offset", "value", "value_scale")
 
-    def cross_states(self, projected: Tensor) -> list[Tensor]:
+    def image_states(self, projected: Tensor) -> list[Tensor]:
         largest = torch.maximum(projected.amax(dim=1, keepdim=True), -projected.amin(dim=1, keepdim=True))
         scales = (largest / 127).clamp(min=SMALLEST)
         whole = (projected / scales).round().to(torch.int8)
-        num_heads = self.projections[0].num_heads
         (key, value), (key_scale, value_scale) = (
-            x.unflatten(-1, (2, num_heads, -1)).transpose(1, 3).unbind(2) for x in (whole, scales)
+            x.unflatten(-1, (2, self.num_heads, -1)).transpose(1, 3).unbind(2) for x in (whole, scales)
         )
         key = key.transpose(2, 3)
         return [key, key_scale, QUERY_ZERO * key.float().sum(dim=2, keepdim=True), value, value_scale]
@@ -49,15 +48,21 @@ class DecoderGraph(graphs.DecoderGraph):
     """Reads what the encoder's graph gives."""
 
     def attend_to_image(self, query: Tensor, states: list[Tensor]) -> Tensor:
-        key, key_scale, key_offset, value, value_scale = states
         query = query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        query = query * (key_scale * query.shape[-1] ** -0.5)
+        scores = self.image_scores(query * query.shape[-1] ** -0.5, states)
+        return self.image_context(scores.softmax(dim=-1), states).transpose(1, 2).flatten(2)
+
+    def image_scores(self, query: Tensor, states: list[Tensor]) -> Tensor:
+        key, key_scale, key_offset, _, _ = states
+        query = query * key_scale
         query_scale = (query.abs().amax(dim=-1, keepdim=True) / 127).clamp(min=SMALLEST)
         products = _product((query / query_scale + (QUERY_ZERO + 0.5)).to(torch.uint8), key)
-        probs = ((products - key_offset) * query_scale).softmax(dim=-1)
-        probs_scale = probs.amax(dim=-1, keepdim=True) / 255
-        context = _product((probs / probs_scale + 0.5).to(torch.uint8), value) * (probs_scale * value_scale)
-        return context.transpose(1, 2).flatten(2)
+        return (products - key_offset) * query_scale
+
+    def image_context(self, probs: Tensor, states: list[Tensor]) -> Tensor:
+        *_, value, value_scale = states
+        probs_scale = (probs.amax(dim=-1, keepdim=True) / 255).clamp(min=SMALLEST)
+        return _product((probs / probs_scale + 0.5).to(torch.uint8), value) * (probs_scale * value_scale)
 
 
 def _product(one: Tensor, other: Tensor) -> Tensor:

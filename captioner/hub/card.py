@@ -35,8 +35,9 @@ def write_card(folder: Path, text: str, source: ModelCard | None, source_name: s
     """
     data = source.data if source else ModelCardData()
     data["library_name"], data["pipeline_tag"], data["eval_results"] = "captioner", "image-to-text", None
-    if source_name.count("/") == 1 and not Path(source_name).exists():  # on the Hub
-        data["base_model"] = source_name
+    repository = source_name.partition("@")[0]
+    if repository.count("/") == 1 and not Path(source_name).exists():  # on the Hub
+        data["base_model"] = repository
     original = f"\nThe card of the model that it was made from:\n\n{source.text.strip()}\n" if source else ""
     (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}{original}", encoding="utf-8")
 

@@ -10,24 +10,23 @@ from captioner.errors import CaptionerError
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "default"
 
-DOWNLOADED = ["*.json", "*.safetensors", "*.onnx", "*.model", "merges.txt", "README.md"]
-"""Files to download: configuration, weights, tokenizers and the card. No pickles and no code."""
-
 
 def find_model(
     model: str | Path | None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
 ) -> tuple[Path, str]:
     """Return the folder of a model, and the model's name for outputs.
 
     Args:
         model: None or "default" for the bundled model; a local folder (of a training run, its best checkpoint); else
-            `owner/name` on the Hub, downloaded or taken from the cache.
+            `owner/name` or `owner/name@revision` on the Hub, downloaded or taken from the cache.
         revision: branch, tag or commit on the Hub; only for a model of the Hub.
         token: the Hub's access token; None uses the saved one, False none.
         cache_dir: the folder that downloads are cached in; default: huggingface_hub's.
+        local_files_only: take it from the cache alone, as HF_HUB_OFFLINE=1 does for everything.
 
     Raises:
         CaptionerError: there is no such model, or the Hub cannot be reached.
@@ -42,42 +41,14 @@ def find_model(
         return best if best.is_dir() and not (folder / "config.json").exists() else folder, str(model)
     if folder.exists():
         raise CaptionerError(f"{model}: a file; a model is a folder with config.json, weights and tokenizer")
-    if isinstance(model, Path) or model.count("/") != 1:
+    repository, _, at = str(model).partition("@")
+    if isinstance(model, Path) or repository.count("/") != 1:
         raise CaptionerError(f"{model}: no such folder")
-    return _download(model, revision, token, cache_dir), model
+    if at and revision and at != revision:
+        raise CaptionerError(f"{model}: named with another revision, {revision}")
+    from captioner.hub.download import download
 
-
-def _download(repository: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None) -> Path:
-    import huggingface_hub
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    missing = f"{repository}: no such folder"
-    try:
-        folder = huggingface_hub.snapshot_download(
-            repository, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=DOWNLOADED
-        )
-    except HFValidationError as error:
-        raise CaptionerError(missing) from error
-    except LocalEntryNotFoundError as error:
-        raise CaptionerError(f"{missing}, not in the Hub's cache, and the Hub is offline or out of reach") from error
-    except GatedRepoError as error:
-        raise CaptionerError(
-            f"{repository}: gated on the Hub; accept its terms there and log in or pass a token"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CaptionerError(f"{missing}, and the Hub has no such model that you may read") from error
-    except RevisionNotFoundError as error:
-        raise CaptionerError(f"{repository}: the Hub has no revision {revision!r} of it") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise CaptionerError(f"{missing}, and the Hub answered: {str(error).splitlines()[0]}") from error
-    return Path(folder)
+    return download(repository, at or revision, token, cache_dir, local_files_only), model
 
 
 def digest(folder: Path) -> str:

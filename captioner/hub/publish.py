@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -78,15 +79,27 @@ def upload(folder: Path, repository: str, private: bool = False, token: str | bo
     Raises:
         CaptionerError: the Hub refuses, or cannot be reached.
     """
-    import httpx
     from huggingface_hub import HfApi, ModelCard
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi(token=token)
-    try:
+    with uploading(repository):
         ModelCard.load(folder / "README.md").validate()
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Published by captioner push")
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, ValueError, OSError) as error:
-        raise CaptionerError(f"{repository}: not published: {str(error).strip().splitlines()[0]}") from error
     return str(commit.commit_url)
+
+
+@contextmanager
+def uploading(repository: str) -> Iterator[None]:
+    """
+    Raises:
+        CaptionerError: the Hub refuses what is done inside, or cannot be reached.
+    """
+    from huggingface_hub import errors
+
+    # HTTPError is httpx's or httpx2's, as huggingface_hub's release has it; ValueError, of a card that the Hub refuses.
+    refusals = (errors.HTTPError, errors.HFValidationError, ValueError, OSError)
+    try:
+        yield
+    except refusals as error:
+        raise CaptionerError(f"{repository}: not uploaded: {str(error).strip().splitlines()[0]}") from error

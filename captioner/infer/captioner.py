@@ -215,12 +215,12 @@ class Captioner:
         Raises:
             CaptionerError: the Hub refused, or cannot be reached.
         """
-        import httpx
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        from captioner.hub.publish import uploading
 
         api = HfApi(token=token)
-        try:
+        with uploading(repo_id):
             repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             commit = api.upload_folder(
                 repo_id=repository,
@@ -230,8 +230,6 @@ class Captioner:
                 commit_message=commit_message,
                 create_pr=create_pr,
             )
-        except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
-            raise CaptionerError(f"{repo_id}: not uploaded: {str(error).strip().splitlines()[0]}") from error
         return str(commit.commit_url)
 
     def tune(self, options: GenerationOptions, batch_size: int | None = None) -> None:

@@ -20,9 +20,17 @@ class CaptionerConfig(PreTrainedConfig):
         encoder_layers: Transformer encoder layers over the trunk's tokens. With a CNN trunk this is the hybrid
             ViT of Dosovitskiy et al. 2021 (https://arxiv.org/abs/2010.11929), section 3.1.
         encoder_norm: layer norms before the trunk's tokens are projected and before the decoder reads them.
+        cross_attention_size: width of the image tokens that the decoder reads; None, hidden_size. The trunk's tokens
+            are projected to it where theirs differs.
         hidden_size: width of these layers and of the decoder.
         hidden_act: activation in their feed-forward parts, by its name in transformers.
         num_hidden_layers: decoder layers.
+        post_norm: layer norms after each sum, as in BERT, instead of before each part of a layer.
+        embedding_norm: with post_norm, whether there is a layer norm after the embeddings as well.
+        image_prefix: the decoder reads image tokens as a prefix of its self-attention, as GIT does, instead of by
+            cross-attention. They are always projected, and only normed after that, with the trunk's epsilon.
+        output_transform: dense layer, activation and norm between the decoder's last layer and its head, as in BERT.
+        head_bias: whether the head has a bias for each token.
         max_position_embeddings: longest decoder sequence, start token included.
         tags: names of the classes that the tag head tells apart; none, no head. `problem_type` says whether an image
             has one of them ("single_label_classification") or any number.
@@ -40,6 +48,7 @@ class CaptionerConfig(PreTrainedConfig):
     encoder_pooling: int = 1
     encoder_layers: int = 0
     encoder_norm: bool = True
+    cross_attention_size: int | None = None
     vocab_size: int = 4000
     hidden_size: int = 384
     num_hidden_layers: int = 3
@@ -49,6 +58,11 @@ class CaptionerConfig(PreTrainedConfig):
     dropout: float = 0.1
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
+    post_norm: bool = False
+    embedding_norm: bool = True
+    image_prefix: bool = False
+    output_transform: bool = False
+    head_bias: bool = False
     max_position_embeddings: int = 64
     tags: list[str] = field(default_factory=list)
     contrastive_size: int = 0
@@ -69,7 +83,14 @@ class CaptionerConfig(PreTrainedConfig):
             )
         if self.encoder_layers and self.hidden_size % 4:
             raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 4 for 2-D position embeddings")
+        if self.encoder_layers and (self.image_prefix or self.cross_attention_size not in (None, self.hidden_size)):
+            raise ValueError("encoder_layers go with neither image_prefix nor a cross_attention_size of its own")
         super().__post_init__(**kwargs)
+
+    @property
+    def image_token_size(self) -> int:
+        """Width of the image tokens that the decoder reads."""
+        return self.cross_attention_size or self.hidden_size
 
 
 # save_pretrained then copies this code into the folder, for trust_remote_code=True.

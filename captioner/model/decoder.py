@@ -1,24 +1,41 @@
-"""The caption decoder: causal self-attention over the words so far, cross-attention to the image tokens."""
+"""The caption decoder: causal self-attention over the words so far, and attention to the image tokens.
+
+Shapes: B images, K captions an image, T tokens, P image tokens, H heads, D width.
+"""
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.activations import ACT2FN
 from transformers.cache_utils import EncoderDecoderCache
 
 from .configuration_captioner import CaptionerConfig
-from .layers import TransformerLayer, causal_mask
+from .layers import TransformerLayer, attention, causal_mask, merge_heads
 
 
 class CaptionerDecoder(nn.Module):
+    """Its last norm comes after the layers; with `config.post_norm` it comes before them, after the embeddings.
+
+    Image tokens are read by cross-attention; with `config.image_prefix` they are a prefix of self-attention (GIT, Wang
+    et al. 2022, https://arxiv.org/abs/2205.14100): they pass the same layers, where they see one another, no caption.
+    """
+
     def __init__(self, config: CaptionerConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            TransformerLayer(config, index, cross_attention=True) for index in range(config.num_hidden_layers)
+            TransformerLayer(config, index, cross_attention=not config.image_prefix)
+            for index in range(config.num_hidden_layers)
         )
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        has_norm = config.embedding_norm or not config.post_norm
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if has_norm else nn.Identity()
+        self.output = OutputTransform(config) if config.output_transform else nn.Identity()
+        self.post_norm = config.post_norm
+        self.image_prefix = config.image_prefix
 
     def forward(
         self,
@@ -48,10 +65,41 @@ class CaptionerDecoder(nn.Module):
             length, device = input_ids.shape[1], input_ids.device
             mask, is_causal = self._mask(attention_mask, length, past_length, device)
             position_ids = self._positions(attention_mask, length, past_length, device)
-        hidden_states = self.dropout(self.embed_tokens(input_ids) + self.embed_positions(position_ids))
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, encoder_hidden_states, mask, is_causal, cache)
-        return self.norm(hidden_states)
+        hidden_states = self.dropout(self.embed(input_ids, position_ids))
+        image: list[tuple[Tensor, Tensor]] | list[None] = [None] * len(self.layers)
+        if self.image_prefix and encoder_hidden_states is not None:
+            image, encoder_hidden_states = self.read_image(encoder_hidden_states, cache), None
+        for layer, seen in zip(self.layers, image, strict=True):
+            hidden_states = layer(hidden_states, encoder_hidden_states, mask, is_causal, cache, seen)
+        return self.finish(hidden_states)
+
+    def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """What the first layer reads."""
+        hidden_states = self.embed_tokens(input_ids) + self.embed_positions(position_ids)
+        return self.norm(hidden_states) if self.post_norm else hidden_states
+
+    def finish(self, hidden_states: Tensor) -> Tensor:
+        """From the last layer to what the head reads."""
+        return self.output(hidden_states if self.post_norm else self.norm(hidden_states))
+
+    def read_image(self, image_tokens: Tensor, cache: EncoderDecoderCache | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Image tokens [B, P, D] that are a prefix -> each layer's keys and values of them, [B, H, P, D / H].
+
+        They are computed once for a whole generation, and kept as those of cross-attention are.
+        """
+        if cache is not None and cache.is_updated.get(0):
+            return [(kept.keys, kept.values) for kept in cache.cross_attention_cache.layers]
+        seen = []
+        for index, layer in enumerate(cast("list[TransformerLayer]", self.layers)):
+            query, key, value = layer.self_attn.project(layer.before(layer.self_attn_norm, image_tokens))
+            seen.append((key, value))
+            if cache is not None:
+                cache.cross_attention_cache.update(key, value, index)
+                cache.is_updated[index] = True
+            if index + 1 < len(self.layers):  # what the last layer makes of them nobody reads
+                attended = layer.self_attn.out_proj(merge_heads(attention(query, key, value)))
+                image_tokens = layer.feed_forward(layer.add(layer.self_attn_norm, image_tokens, attended))
+        return seen
 
     def _positions(self, attention_mask: Tensor | None, length: int, past_length: int, device: torch.device) -> Tensor:
         """[T] or [B * K, T], counted from a sequence's first token that is not padding."""
@@ -78,3 +126,16 @@ class CaptionerDecoder(nn.Module):
         # A row that sees nothing would be NaN: a padded query sees itself.
         itself = torch.eye(length, dtype=torch.bool, device=device)
         return visible | F.pad(itself, (past_length, 0)), False
+
+
+class OutputTransform(nn.Module):
+    """What BERT has between its last layer and its head (Devlin et al. 2018, https://arxiv.org/abs/1810.04805)."""
+
+    def __init__(self, config: CaptionerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.norm(self.act(self.dense(hidden_states)))

@@ -164,15 +164,16 @@ class Bridge(nn.Module):
 
     def __init__(self, config: CaptionerConfig, trunk_width: int) -> None:
         super().__init__()
-        self.input_norm = nn.LayerNorm(trunk_width, config.layer_norm_eps) if config.encoder_norm else nn.Identity()
-        self.projection = (
-            nn.Linear(trunk_width, config.hidden_size) if trunk_width != config.hidden_size else nn.Identity()
-        )
+        width, is_prefix = config.image_token_size, config.image_prefix
+        reads_norm = config.encoder_norm and not is_prefix
+        self.input_norm = nn.LayerNorm(trunk_width, config.layer_norm_eps) if reads_norm else nn.Identity()
+        self.projection = nn.Linear(trunk_width, width) if is_prefix or trunk_width != width else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(config, index, cross_attention=False) for index in range(config.encoder_layers)
         )
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.encoder_norm else nn.Identity()
+        eps = config.encoder_layer_norm_eps if is_prefix else None
+        self.norm = nn.LayerNorm(width, eps or config.layer_norm_eps) if config.encoder_norm else nn.Identity()
 
     def forward(self, tokens: Tensor, num_prefix_tokens: int, grid: tuple[int, int] | None) -> Tensor:
         """[B, P, C] -> [B, P, D]; without a grid the tokens are of a square image."""

@@ -17,10 +17,10 @@ class CaptionerHeads(nn.Module):
 
     def __init__(self, config: CaptionerConfig) -> None:
         super().__init__()
-        width = config.hidden_size
+        width = config.image_token_size
         self.tags = ImageHead(width, len(config.tags)) if config.tags else None
         self.teacher = ImageHead(width, config.teacher_classes) if config.teacher_classes else None
-        self.contrastive = ContrastiveHead(width, config.contrastive_size) if config.contrastive_size else None
+        self.contrastive = ContrastiveHead(config) if config.contrastive_size else None
 
 
 class ImageHead(nn.Linear):
@@ -37,10 +37,10 @@ class ContrastiveHead(nn.Module):
     INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
     MAX_SCALE = 100.0
 
-    def __init__(self, width: int, size: int) -> None:
+    def __init__(self, config: CaptionerConfig) -> None:
         super().__init__()
-        self.image_projection = nn.Linear(width, size, bias=False)
-        self.text_projection = nn.Linear(width, size, bias=False)
+        self.image_projection = nn.Linear(config.image_token_size, config.contrastive_size, bias=False)
+        self.text_projection = nn.Linear(config.hidden_size, config.contrastive_size, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor([self.INITIAL_LOGIT_SCALE]))  # FSDP has no scalars
 
     def forward(self, encoder_hidden_states: Tensor, text_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,13 +28,24 @@ class SelfAttention(nn.Module):
         attention_mask: Tensor | None = None,
         is_causal: bool = False,
         cache: EncoderDecoderCache | None = None,
+        image: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """[N, T, D] -> [N, T, D]; `attention_mask` is boolean, True where a key may be seen."""
-        query, key, value = _split_heads(self.qkv_proj(hidden_states), 3, self.num_heads)
+        """[N, T, D] -> [N, T, D]; `attention_mask` is boolean, True where a key may be seen.
+
+        `image` are keys and values [B, H, P, D / H] that every query sees besides.
+        """
+        query, key, value = self.project(hidden_states)
         if cache is not None:
             key, value = cache.self_attention_cache.update(key, value, self.layer_idx)
-        context = attention(query, key, value, attention_mask, is_causal)
-        return self.out_proj(_merge_heads(context))
+        if image is None:
+            context = attention(query, key, value, attention_mask, is_causal)
+        else:
+            context = attention_after_image(query, key, value, *image, attention_mask, is_causal)
+        return self.out_proj(merge_heads(context))
+
+    def project(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
+        """[N, T, D] -> query, key and value, each [N, H, T, D / H]."""
+        return _split_heads(self.qkv_proj(hidden_states), 3, self.num_heads)
 
 
 class CrossAttention(nn.Module):
@@ -45,7 +56,7 @@ class CrossAttention(nn.Module):
         self.layer_idx = layer_idx
         self.num_heads = config.num_attention_heads
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.kv_proj = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.kv_proj = nn.Linear(config.image_token_size, 2 * config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
@@ -58,7 +69,7 @@ class CrossAttention(nn.Module):
         query = self.q_proj(hidden_states).view(key.shape[0], -1, shape[-1])
         (query,) = _split_heads(query, 1, self.num_heads)
         context = attention(query, key, value)
-        return self.out_proj(_merge_heads(context).view(shape))
+        return self.out_proj(merge_heads(context).view(shape))
 
     def _keys_and_values(
         self, encoder_hidden_states: Tensor, cache: EncoderDecoderCache | None
@@ -75,8 +86,10 @@ class CrossAttention(nn.Module):
 
 
 class TransformerLayer(GradientCheckpointingLayer):
-    """Pre-norm layer (Xiong et al. 2020, https://arxiv.org/abs/2002.04745), with cross-attention in the decoder.
+    """Self-attention, cross-attention in the decoder, feed-forward part; each added to what it reads.
 
+    Pre-norm (Xiong et al. 2020, https://arxiv.org/abs/2002.04745): each part reads the norm of the sum so far. With
+    `config.post_norm` (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762) the norm is taken of each new sum.
     Dropout is on the residual branches alone: on attention weights it would rule out the fused kernels.
     """
 
@@ -84,6 +97,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         super().__init__()
         width, eps = config.hidden_size, config.layer_norm_eps
         assert config.intermediate_size is not None  # the configuration fills it in
+        self.post_norm = config.post_norm
         self.self_attn_norm = nn.LayerNorm(width, eps)
         self.self_attn = SelfAttention(config, layer_idx)
         self.cross_attn_norm = nn.LayerNorm(width, eps) if cross_attention else None
@@ -103,14 +117,29 @@ class TransformerLayer(GradientCheckpointingLayer):
         attention_mask: Tensor | None = None,
         is_causal: bool = False,
         cache: EncoderDecoderCache | None = None,
+        image: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Without `encoder_hidden_states` the layer goes without its cross-attention."""
-        attended = self.self_attn(self.self_attn_norm(hidden_states), attention_mask, is_causal, cache)
-        hidden_states = hidden_states + self.dropout(attended)
+        """Without `encoder_hidden_states` the layer goes without its cross-attention; `image` as in SelfAttention."""
+        inputs = self.before(self.self_attn_norm, hidden_states)
+        attended = self.self_attn(inputs, attention_mask, is_causal, cache, image)
+        hidden_states = self.add(self.self_attn_norm, hidden_states, attended)
         if encoder_hidden_states is not None and self.cross_attn is not None and self.cross_attn_norm is not None:
-            attended = self.cross_attn(self.cross_attn_norm(hidden_states), encoder_hidden_states, cache)
-            hidden_states = hidden_states + self.dropout(attended)
-        return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
+            inputs = self.before(self.cross_attn_norm, hidden_states)
+            attended = self.cross_attn(inputs, encoder_hidden_states, cache)
+            hidden_states = self.add(self.cross_attn_norm, hidden_states, attended)
+        return self.feed_forward(hidden_states)
+
+    def before(self, norm: nn.LayerNorm, hidden_states: Tensor) -> Tensor:
+        """What a part of the layer reads."""
+        return hidden_states if self.post_norm else norm(hidden_states)
+
+    def add(self, norm: nn.LayerNorm, hidden_states: Tensor, branch: Tensor) -> Tensor:
+        """Add what a part of the layer computed."""
+        hidden_states = hidden_states + self.dropout(branch)
+        return norm(hidden_states) if self.post_norm else hidden_states
+
+    def feed_forward(self, hidden_states: Tensor) -> Tensor:
+        return self.add(self.mlp_norm, hidden_states, self.mlp(self.before(self.mlp_norm, hidden_states)))
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -126,6 +155,44 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1) @ value
 
 
+def attention_after_image(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    image_key: Tensor,
+    image_value: Tensor,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+) -> Tensor:
+    """Attention of [N, H, T, D / H] over the image's keys [B, H, P, D / H] and the sequence's own [N, H, S, D / H].
+
+    One softmax goes over both; the mask is for the sequence's own.
+
+    Scores are joined, not keys: the K captions of an image share its keys and values uncopied, their queries lined up
+    as one long sequence.
+    """
+    images, length = len(image_key), query.shape[2]
+    query = query * query.shape[-1] ** -0.5
+    own = query @ key.transpose(-1, -2)
+    if is_causal:
+        mask = causal_mask(length, key.shape[2], query.device)
+    if mask is not None:
+        own = own.masked_fill(~mask, -torch.inf)
+    to_image = _apart(_lined_up(query, images) @ image_key.transpose(-1, -2), length)
+    to_image, own = torch.cat([to_image, own], dim=-1).softmax(-1).split([to_image.shape[-1], own.shape[-1]], dim=-1)
+    return own @ value + _apart(_lined_up(to_image, images) @ image_value, length)
+
+
+def _lined_up(states: Tensor, images: int) -> Tensor:
+    """[B * K, H, T, X] -> [B, H, K * T, X]."""
+    return states.unflatten(0, (images, -1)).transpose(1, 2).flatten(2, 3)
+
+
+def _apart(states: Tensor, length: int) -> Tensor:
+    """[B, H, K * T, X] -> [B * K, H, T, X]."""
+    return states.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
+
+
 def _split_heads(projected: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
     """[N, T, parts * D] -> `parts` tensors [N, H, T, D / H]."""
     batch, length, width = projected.shape
@@ -133,7 +200,7 @@ def _split_heads(projected: Tensor, parts: int, num_heads: int) -> tuple[Tensor,
     return tuple(heads.permute(2, 0, 3, 1, 4).unbind(0))
 
 
-def _merge_heads(context: Tensor) -> Tensor:
+def merge_heads(context: Tensor) -> Tensor:
     """[N, H, T, D / H] -> [N, T, D]."""
     return context.transpose(1, 2).flatten(2)
 

@@ -62,7 +62,7 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.encoder = CaptionerEncoder(config)
         self.decoder = CaptionerDecoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         self.heads = CaptionerHeads(config)
         for module in self.encoder.trunk.model.modules():
             module._is_hf_initialized = True  # timm initialised it; transformers' own scheme would spoil it

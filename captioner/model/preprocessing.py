@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -13,7 +13,9 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-RESIZE_MODES = ("crop", "squash", "pad")
+RESIZE_MODES = ("crop", "squash", "pad", "scale_then_crop", "squash_then_crop")
+MAX_ASPECT = 16
+"""Of images that are resampled as a whole: a line of pixels would become a huge one."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,9 @@ class Preprocessing:
         image_size: height and width of the result, pixels.
         resize_mode: "crop" scales the shorter side to `image_size / crop_pct` and cuts the centre; "squash" does so
             with both sides, each by its own factor; "pad" scales the longer side to `image_size` and fills with the
-            mean colour. Captions tell of the whole picture, so crop_pct is 1 unless a trunk wants otherwise.
+            mean colour. "scale_then_crop" and "squash_then_crop" are "crop" and "squash" in two steps, as transformers'
+            image processors have them, which round each to whole pixels. Captions tell of the whole picture, so
+            crop_pct is 1 unless a trunk wants otherwise.
         mean, std: of the RGB channels scaled to [0, 1].
     """
 
@@ -57,6 +61,8 @@ class Preprocessing:
         if (width, height) == (size, size) and self.crop_pct == 1.0:
             return image
         resampling = RESAMPLING[self.interpolation]
+        if self.resize_mode.endswith("_then_crop"):
+            return self._resize_then_crop(image)
         if self.resize_mode == "pad":
             scale = size / max(width, height)
             inner = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), resampling)
@@ -68,6 +74,17 @@ class Preprocessing:
         across, down = (side * self.crop_pct for side in sides)
         left, top = (width - across) / 2, (height - down) / 2
         return image.resize((size, size), resampling, box=(left, top, left + across, top + down))
+
+    def _resize_then_crop(self, image: Image.Image) -> Image.Image:
+        """Pixel for pixel what transformers' image processors give: all of the image is resampled, to whole pixels."""
+        size, resampling = self.image_size, RESAMPLING[self.interpolation]
+        scaled, shorter = round(size / self.crop_pct), min(image.size)
+        if max(image.size) > MAX_ASPECT * shorter:
+            width, height = (min(side, MAX_ASPECT * shorter) for side in image.size)
+            image = ImageOps.fit(image, (width, height))
+        whole = [scaled if self.resize_mode == "squash_then_crop" else int(scaled * x / shorter) for x in image.size]
+        left, top = ((side - size) // 2 for side in whole)
+        return image.resize((whole[0], whole[1]), resampling).crop((left, top, left + size, top + size))
 
     def normalize(self, image: Image.Image) -> np.ndarray:
         """RGB image -> float32 [3, height, width], mean and std taken out."""

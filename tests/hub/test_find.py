@@ -16,6 +16,7 @@ def test_revision_token_and_cache_reach_the_hub(tmp_path: Path, monkeypatch: pyt
 
     def download(repository: str, **options: Any) -> str:
         asked.update(options, repository=repository)
+        (tmp_path / "model.safetensors").touch()
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
@@ -26,8 +27,13 @@ def test_revision_token_and_cache_reach_the_hub(tmp_path: Path, monkeypatch: pyt
         "revision": "v2",
         "token": "secret",
         "cache_dir": tmp_path / "cache",
+        "local_files_only": False,
+        "ignore_patterns": ["*/*"],
     }
-    assert not {"*", "*.py", "*.bin", "*.pt"} & set(patterns), "no code and no pickles"
+    assert not {"*", "*.py", "*.bin", "*.pt"} & set(patterns), "no code, and no pickles where there is anything else"
+    assert find_model("someone/model@v3")[1] == "someone/model@v3" and asked["revision"] == "v3"
+    with pytest.raises(CaptionerError, match=r"someone/model@v3: named with another revision, v2"):
+        find_model("someone/model@v3", "v2")
 
 
 @pytest.mark.parametrize(
@@ -36,17 +42,18 @@ def test_revision_token_and_cache_reach_the_hub(tmp_path: Path, monkeypatch: pyt
         (errors.GatedRepoError, "someone/model: gated on the Hub; accept its terms there and log in or pass a token"),
         (
             errors.RepositoryNotFoundError,
-            "someone/model: no such folder, and the Hub has no such model that you may read",
+            "someone/model: no such folder, and the Hub has no such model that you may read; "
+            "a private one needs a token",
         ),
         (errors.RevisionNotFoundError, "someone/model: the Hub has no revision 'v2' of it"),
-        (errors.HfHubHTTPError, "someone/model: no such folder, and the Hub answered: 503 of a kind"),
+        (errors.HfHubHTTPError, "someone/model: the Hub has a fault (503); try again later"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(
     error: type[errors.HfHubHTTPError], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> str:
-        raise error("503 of a kind\nand more", response=SimpleNamespace(headers={}, request=None))
+        raise error("503 of a kind\nand more", response=SimpleNamespace(headers={}, request=None, status_code=503))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(CaptionerError) as caught:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from captioner import Captioner
 from captioner.errors import CaptionerError
-from captioner.hub.publish import prepare_upload
+from captioner.hub.publish import prepare_upload, upload
 from captioner.hub.run_card import SAMPLES, run_card
 
 SEARCH = {"num_beams": 3, "max_new_tokens": 40}
@@ -127,3 +127,19 @@ def test_only_captioners_are_published(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CaptionerError, match="a 'bert' model"):
         prepare_upload(tmp_path, tmp_path / "out", "someone/x", SEARCH)
+
+
+def test_a_hub_that_cannot_be_reached_costs_one_line(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(CaptionerError, match=r"^someone/birds: not uploaded: [^\n]+$"):
+        upload(published, "someone/birds")
+
+
+@pytest.mark.parametrize("name", ["birds", "a/b/c", "someone/b rds"])
+def test_a_name_that_is_none_of_the_hub_s_is_refused(
+    published: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.ModelCard.validate", lambda card: None)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(CaptionerError, match="not uploaded"):
+        upload(published, name)

@@ -1,0 +1,1 @@
+"""Review of captions in the browser: a server on this machine and the page that it shows."""
