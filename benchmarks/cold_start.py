@@ -1,5 +1,5 @@
-"""Time `infer.py` on one photo in fresh processes, and print one JSON line for each route: torch with the bundled
-checkpoint, and its int8 export, which is made first.
+"""Time `infer.py` on one photo in fresh processes, and print one JSON line for each route: the bundled model as it is
+computed by default, the same by torch, and its int8 export, which is made first.
 
     python benchmarks/cold_start.py
 
@@ -27,7 +27,7 @@ EXPORT = "from captioner.cli import main; main()"
 SPLIT = """
 import json, sys, time
 
-photo, model, home, spawned = sys.argv[1:]
+photo, model, backend, home, spawned = sys.argv[1:]
 laps, last = {}, float(spawned)
 
 def lap(name):
@@ -45,7 +45,7 @@ from captioner.decoding.options import GenerationOptions
 
 importlib.import_module(home)
 lap("interpreter_and_imports")
-captioner = Captioner.from_pretrained(model or None)
+captioner = Captioner.from_pretrained(model or None, backend=backend)
 gc.freeze(), gc.unfreeze(), gc.enable()
 lap("load_model")
 pixel_values = captioner.preprocessing(load_image(photo, captioner.preprocessing.min_size))[None]
@@ -71,9 +71,9 @@ def python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return finished
 
 
-def measure(photo: Path, model: Path | None, home: str, rounds: int) -> dict[str, Any]:
+def measure(photo: Path, model: Path | None, backend: str, home: str, rounds: int) -> dict[str, Any]:
     """One route, computed by the module `home`. The first round warms the file cache and is not counted."""
-    command = [ROOT / "infer.py", photo, *(["--model", model] if model else [])]
+    command = [ROOT / "infer.py", photo, "--backend", backend, *(["--model", model] if model else [])]
     seconds, cpu_seconds, splits = [], [], []
     for _ in range(rounds + 1):
         before, start = os.times(), time.perf_counter()
@@ -81,7 +81,7 @@ def measure(photo: Path, model: Path | None, home: str, rounds: int) -> dict[str
         seconds.append(time.perf_counter() - start)
         after = os.times()
         cpu_seconds.append(sum(after[2:4]) - sum(before[2:4]))
-        splits.append(json.loads(python("-c", SPLIT, photo, model or "", home, str(time.time())).stdout))
+        splits.append(json.loads(python("-c", SPLIT, photo, model or "", backend, home, str(time.time())).stdout))
     imported = {line.rpartition("|")[2].strip() for line in python("-X", "importtime", *command).stderr.splitlines()}
     return {
         "seconds": round(median(seconds[1:]), 2),
@@ -102,10 +102,11 @@ def main() -> None:
         export = Path(folder) / "int8"
         python("-c", EXPORT, "export", "default", export, "--precision", "int8")
         routes = {
-            "torch": (None, "captioner.infer.torch_backend"),
-            "int8 export": (export, "captioner.infer.onnx_backend"),
+            "default": (None, "auto", "captioner.infer.onnx_backend"),
+            "torch": (None, "torch", "captioner.infer.torch_backend"),
+            "int8 export": (export, "auto", "captioner.infer.onnx_backend"),
         }
-        for route, (model, home) in routes.items():
+        for route, (model, backend, home) in routes.items():
             report = {
                 "benchmark": "cold_start",
                 "route": route,
@@ -113,7 +114,7 @@ def main() -> None:
                 "load_average_before": round(os.getloadavg()[0], 1),
                 "rounds": options.rounds,
             }
-            print(json.dumps(report | measure(options.photo, model, home, options.rounds)), flush=True)
+            print(json.dumps(report | measure(options.photo, model, backend, home, options.rounds)), flush=True)
 
 
 if __name__ == "__main__":

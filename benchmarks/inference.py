@@ -53,7 +53,7 @@ from transformers import (
 
 from captioner.convert import convert_model
 from captioner.data.images import load_image
-from captioner.export.onnx import export_model
+from captioner.export.onnx import export_in_place, export_model
 from captioner.hub.load import load_model
 from captioner.infer.backend import Backend
 from captioner.infer.captioner import Captioner
@@ -268,16 +268,18 @@ def shares_of_the_limit(
 
 
 def write_captioners(folder: Path, device: torch.device) -> dict[tuple[str, str], Captioner]:
-    """Ours with the peer's weights, by engine and precision."""
+    """Ours with the peer's weights, by engine and precision; by default graphs beside the weights on a CPU."""
     converted = folder / "converted"
     convert_model(folder / "peer", converted)
     if device.type != "cpu":
         return {("torch", "bf16"): Captioner.from_pretrained(converted, device=device, dtype="bf16")}
-    captioners = {("torch", "fp32"): Captioner.from_pretrained(converted, device=device, dtype="fp32")}
-    for precision in ("fp32", "int8"):
-        export_model(converted, folder / precision, precision)
-        captioners["onnx", precision] = Captioner.from_pretrained(folder / precision)
-    return captioners
+    export_in_place(converted)
+    export_model(converted, folder / "int8", "int8")
+    return {
+        ("default", "fp32"): Captioner.from_pretrained(converted, device=device),
+        ("torch", "fp32"): Captioner.from_pretrained(converted, device=device, dtype="fp32", backend="torch"),
+        ("onnx", "int8"): Captioner.from_pretrained(folder / "int8"),
+    }
 
 
 def compare(folder: Path, photos: list[Path], options: argparse.Namespace) -> None:
