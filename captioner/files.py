@@ -99,6 +99,24 @@ def whole_file(path: Path) -> Iterator[TextIO]:
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_path(path: Path) -> Iterator[Path]:
+    """A path beside `path` for a library to write to; it becomes `path` when all is written, as of `whole_file`.
+
+    Raises:
+        CaptionerError: it cannot be written.
+    """
+    with reporting(path):
+        target = _target(path)
+        partial = _aside(target)
+        try:
+            yield partial
+            sync_path(partial)
+            _replace(target, partial)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def open_stream(path: Path) -> TextIO:
     """Open what is not `is_plain`. Where stdout or stderr go there already, what they wrote is not written over."""
     descriptor = _descriptor(path.stat())

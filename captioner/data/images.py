@@ -1,22 +1,23 @@
 """Decodes images: a file, bytes, an array or a Pillow image becomes an upright RGB image, or raises `ImageError`."""
 
 import functools
+import importlib
 import io
 import os
 import re
 import struct
 from collections.abc import Iterator
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from captioner.data.arrays import Array, array_to_image
 from captioner.errors import CaptionerError
 
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2"}
-    | {".ppm", ".pgm", ".heic", ".heif"}  # HEIC needs a Pillow plug-in, and raises an error without one
+    | {".ppm", ".pgm", ".heic", ".heif", ".jxl"}  # the last three need a Pillow plug-in, see `_PLUGINS`
 )
 """Lower-case suffixes of images, for searching folders. The decoder itself goes by content."""
 
@@ -24,7 +25,7 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit, which other code may change
 MAX_BYTES = 2**30
 
 # Pillow opens other formats too, and passes EPS to an external PostScript interpreter.
-_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
+_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "JXL")
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -113,6 +114,15 @@ def load_image(source: ImageInput, min_size: int | None = None, max_pixels: int 
     return _decode(bare, name, min_size, max_pixels)
 
 
+def open_header(data: bytes) -> ImageFile.ImageFile:
+    """Open an encoded image for its metadata; no pixel is decoded.
+
+    Raises:
+        ImageError: it is no image in a supported format.
+    """
+    return _open(data, "image in memory")
+
+
 def is_url(name: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*://|data:", name, re.IGNORECASE) is not None
 
@@ -189,10 +199,13 @@ def _decode(data: bytes, name: str, min_size: int | None, max_pixels: int | None
     return upright
 
 
-def _open(data: bytes, name: str) -> Image.Image:
+def _open(data: bytes, name: str) -> ImageFile.ImageFile:
     """Read the header; the pixels are decoded later."""
+    kind = _plugin_kind(data)
+    if kind and not _load_plugin(kind):
+        raise ImageError(name, "unsupported", _PLUGINS[kind].missing)
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
+        image = Image.open(io.BytesIO(data), formats=_formats(kind))
     except UnidentifiedImageError as error:
         raise _unidentified(data, name) from error
     except Exception as error:  # decoders raise many kinds on damaged data
@@ -202,9 +215,42 @@ def _open(data: bytes, name: str) -> Image.Image:
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
+def _formats(plugin: str | None) -> tuple[str, ...]:
+    """The formats that Pillow can open, now that `plugin` is loaded."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+class _Plugin(NamedTuple):
+    """A package that teaches Pillow a format, and what to say if it is not installed."""
+
+    module: str
+    missing: str
+
+
+_PLUGINS = {
+    "HEIF": _Plugin("pillow_heif", "a HEIC image: pip install 'captioner[heif]' to read it, or convert it to JPEG"),
+    "JXL": _Plugin("pillow_jxl", "a JPEG XL image: pip install pillow-jxl-plugin to read it, or convert it to JPEG"),
+}
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO 23008-12
+_JXL_SIGNATURES = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")  # ISO 18181-2
+
+
+def _plugin_kind(data: bytes) -> str | None:
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and b"avif" not in data[8:64]:
+        return "HEIF"
+    return "JXL" if data.startswith(_JXL_SIGNATURES) else None
+
+
+@functools.cache
+def _load_plugin(kind: str) -> bool:
+    try:
+        module = importlib.import_module(_PLUGINS[kind].module)
+    except ImportError:
+        return False
+    if kind == "HEIF":  # the other registers itself
+        module.register_heif_opener()
+    return True
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int | None = None) -> None:
@@ -251,7 +297,7 @@ def _explain(error: Exception, name: str) -> ImageError:
 def _unidentified(data: bytes, name: str) -> ImageError:
     """Explain why Pillow does not recognise the data."""
     if data[4:8] == b"ftyp":
-        message = "HEIC, AVIF or video, which this Pillow cannot decode (for HEIC: pillow-heif, or convert to JPEG)"
+        message = "AVIF or video, which this Pillow cannot decode; convert it to JPEG"
         return ImageError(name, "unsupported", message)
     if data.startswith(_TIFF_SIGNATURES):
         return _unidentified_tiff(data, name)

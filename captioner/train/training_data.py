@@ -9,8 +9,8 @@ from captioner.data.batches import bucketed_batches
 from captioner.data.dataset import CaptionDataset, Place, TextDataset
 from captioner.data.sources import Sample, Skip, SourceError, load_samples
 from captioner.data.sources.stream_cache import stored
-from captioner.data.sources.text_files import load_text
 from captioner.data.tags import frequent_words, label_names, tag_names, tag_targets
+from captioner.data.text_files import load_text
 from captioner.errors import CaptionerError
 from captioner.model.processing_captioner import CaptionerProcessor
 
