@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captioner.convert import as_captioner
 from captioner.decoding.defaults import generation_defaults, options_with
 from captioner.errors import CaptionerError
 from captioner.files import new_folder
@@ -77,6 +78,7 @@ def export_model(
         folder, name = find_model(model)
         if is_export(folder):
             raise CaptionerError(f"{name}: exported already; export the model it was made from")
+        folder = as_captioner(folder, name)
         card = read_card(folder, name)
         network, processor = load_model(folder, name)
         if adapter is not None:

@@ -7,6 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from captioner.config import RunConfig
+from captioner.convert import as_captioner
 from captioner.data.tokenizer_training import train_tokenizer
 from captioner.errors import CaptionerError
 from captioner.hub.find import find_model
@@ -27,6 +28,13 @@ OF_THE_DECODER = (
     "decoder_start_token_id",
     "hidden_act",
     "layer_norm_eps",
+    "post_norm",
+    "embedding_norm",
+    "output_transform",
+    "image_prefix",
+    "cross_attention_size",
+    "head_bias",
+    "tie_word_embeddings",
 )
 """Fields of the configuration that a recipe does not set and a pretrained decoder brings along."""
 
@@ -101,6 +109,8 @@ def _from_parts(
         raise CaptionerError(f"model: {error}") from error
     if donor and decoder:
         _take(model, donor[0], "decoder.", decoder, say)
+        if model.config.head_bias or not model.config.tie_word_embeddings:
+            _take(model, donor[0], "lm_head.", decoder, say)
     image_processor = build_image_processor(model, settings.resize_mode, settings.crop_pct)
     return CaptionerProcessor(image_processor, tokenizer), model
 
@@ -109,11 +119,12 @@ def _load_captioner(
     name: str, accelerator: Accelerator, **changes: Any
 ) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
     with accelerator.main_process_first():  # the others find what it downloaded
-        return load_model(*find_model(name), **changes)
+        folder, found = find_model(name)
+        return load_model(as_captioner(folder, found), found, **changes)
 
 
 def _config_of(name: str) -> CaptionerConfig:
-    return CaptionerConfig.from_pretrained(find_model(name)[0])
+    return CaptionerConfig.from_pretrained(as_captioner(*find_model(name)))
 
 
 def _change_image_size(model: CaptionerForConditionalGeneration, image_size: int, name: str, say: Say) -> None:
