@@ -18,7 +18,12 @@ SPEC = Preprocessing(24, "pad", 0.9, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6
 def processor(tiny_captioner: Path) -> CaptionerProcessor:
     tokenizer = CaptionerProcessor.from_pretrained(tiny_captioner).tokenizer
     image_processor = CaptionerImageProcessor(
-        SPEC.image_size, SPEC.resize_mode, SPEC.crop_pct, SPEC.interpolation, SPEC.mean, SPEC.std
+        size=SPEC.image_size,
+        resample=SPEC.interpolation,
+        image_mean=SPEC.mean,
+        image_std=SPEC.std,
+        resize_mode=SPEC.resize_mode,
+        crop_pct=SPEC.crop_pct,
     )
     return CaptionerProcessor(image_processor, tokenizer)
 
