@@ -61,8 +61,8 @@ from captioner.annotate.pipeline import caption_images, map_ahead
 from captioner.config import RunConfig
 from captioner.convert import convert_model
 from captioner.data.batches import Batch
-from captioner.data.dataset import IGNORE_INDEX
 from captioner.infer.captioner import Captioner
+from captioner.model.modeling_captioner import IGNORE_INDEX
 from captioner.train.phases import set_modes
 from captioner.train.trainer import Trainer
 
@@ -679,7 +679,7 @@ def time_our_training(work: Work, name: str, phase: str, batch: int, compiled: b
         turns = iter(range(10**9))
 
         def step() -> None:
-            trainer._step(model, [batches[next(turns) % len(batches)]], settings)
+            trainer.step.take(model, [batches[next(turns) % len(batches)]], settings, 0)
 
         towers = trainer.task.towers
         trainer.task.towers = trainer.model.encoder, trainer.model.decoder  # compiled code tells the counter nothing
@@ -702,7 +702,7 @@ def time_our_training(work: Work, name: str, phase: str, batch: int, compiled: b
             "step_ms": round(1e3 * seconds, 1),
             "tflop_a_step": round(flops / 1e12, 2),
             "mfu": work.share(flops / seconds, "peak_bf16_flops"),
-            "micro_batch": trainer.micro_batch,
+            "micro_batch": trainer.step.micro_batch,
             "gib": peak_gib(work.device),
         }
 
@@ -883,9 +883,9 @@ def profile_inference(work: Work, name: str, batch: int) -> Row:
 def profile_training(work: Work, name: str, batch: int) -> Row:
     with entered(work, name, "joint", batch) as (trainer, model, settings, batches):
         for one in batches:
-            trainer._step(model, [one], settings)
+            trainer.step.take(model, [one], settings, 0)
         synchronize(work.device)
-        return profiled(lambda: [trainer._step(model, [one], settings) for one in batches], work)
+        return profiled(lambda: [trainer.step.take(model, [one], settings, 0) for one in batches], work)
 
 
 def profiled(function: Callable[[], Any], work: Work) -> Row:
@@ -941,13 +941,13 @@ def gib(tensors: Iterator[Tensor]) -> float:
 
 def training_memory(work: Work, name: str, batch: int) -> Row:
     with entered(work, name, "joint", batch) as (trainer, model, settings, batches):
-        trainer._step(model, batches[:1], settings)
+        trainer.step.take(model, batches[:1], settings, 0)
         state = trainer.optimizer.optimizer.state.values()
         return {
             "weights_gib": gib(iter(trainer.model.parameters())),
             "moments_gib": gib(tensor for slot in state for tensor in slot.values()),
             "peak_gib": peak_gib(work.device),
-            "micro_batch": trainer.micro_batch,
+            "micro_batch": trainer.step.micro_batch,
         }
 
 

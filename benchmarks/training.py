@@ -68,12 +68,13 @@ from transformers.trainer_callback import PrinterCallback
 
 from captioner.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig
 from captioner.data.batches import bucketed_batches
-from captioner.data.dataset import IGNORE_INDEX, CaptionDataset
+from captioner.data.dataset import CaptionDataset
 from captioner.data.sources import Sample, load_samples
 from captioner.data.tokenizer_training import train_tokenizer
 from captioner.errors import CaptionerError
 from captioner.model.build import build_image_processor, build_model
 from captioner.model.configuration_captioner import CaptionerConfig
+from captioner.model.modeling_captioner import IGNORE_INDEX
 from captioner.model.processing_captioner import CaptionerProcessor
 from captioner.model.tokenization_captioner import CaptionerTokenizer
 from captioner.train.feature_cache import cache_features

@@ -125,8 +125,8 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def generate(
         self, *args: Any, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """As in transformers. `input_ids` [B, T] with their `attention_mask`, as the processor makes them of texts, are
-        how captions begin: so transformers' image-text-to-text pipeline passes its text."""
+        """As in transformers. In addition, captions may begin with texts: `input_ids` [B, T] and their `attention_mask`
+        from the processor, which transformers' image-text-to-text pipeline passes."""
         if input_ids is not None:
             kwargs |= self._beginnings(input_ids, attention_mask)
             longest = self.config.max_position_embeddings + 1 - kwargs["decoder_input_ids"].shape[1]
@@ -136,7 +136,7 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return super().generate(*args, **kwargs)
 
     def _beginnings(self, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
-        """Texts with an end-of-sequence token -> decoder inputs: after the start token, padded on the left."""
+        """Turn texts with an end-of-sequence token into decoder inputs: a start token first, padding on the left."""
         config = self.config
         kept = input_ids != config.eos_token_id
         if attention_mask is not None:

@@ -167,6 +167,8 @@ def test_a_tuple_holds_the_same_as_the_named_output(make_model: Any, images: tor
     model = make_model().eval()
     named, plain = (model(images, labels=LABELS, return_dict=return_dict) for return_dict in (True, False))
     assert_close(plain, (named.loss, named.logits, named.encoder_last_hidden_state))
+    model.config.return_dict = False
+    assert_close(model(images, labels=LABELS), plain)
 
 
 def test_captions_go_on_from_texts_as_the_processor_gives_them(make_model: Any, images: torch.Tensor) -> None:
@@ -177,9 +179,6 @@ def test_captions_go_on_from_texts_as_the_processor_gives_them(make_model: Any, 
         start = torch.tensor([[START, *text]])
         (alone,) = model.generate(pixel_values=image[None], decoder_input_ids=start, max_new_tokens=4).tolist()
         assert [token for token in found if token] == [token for token in alone if token]
-
-    model.config.return_dict = False
-    assert_close(model(images, labels=LABELS), plain)
 
 
 def test_only_the_logits_that_are_asked_for_are_computed(make_model: Any, images: torch.Tensor) -> None:
