@@ -18,7 +18,7 @@ MAY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
 def open_text(file: Path | int, mode: Literal["a", "w", "x"]) -> TextIO:
-    """Open as UTF-8. File names may contain bytes that are not UTF-8; they are written as \\udcXX, which JSON restores."""
+    """Open as UTF-8. Bytes of file names that are not UTF-8 are written as \\udcXX, which JSON restores."""
     return open(file, mode, encoding="utf-8", errors="backslashreplace", newline="")
 
 
@@ -40,7 +40,7 @@ def reporting(name: object) -> Iterator[None]:
 
 
 def is_plain(path: Path) -> bool:
-    """Is this a regular file, or a new one? Devices, pipes and the file behind stdout cannot be replaced, only written to.
+    """Is this a regular file, or a new one? Devices, pipes and the file behind stdout can only be written to.
 
     Raises:
         OSError: the path cannot be resolved.
@@ -117,14 +117,14 @@ def whole_path(path: Path) -> Iterator[Path]:
 
 
 def open_stream(path: Path) -> TextIO:
-    """Open a path that is not `is_plain`. If it is the file behind stdout or stderr, their output is not overwritten."""
+    """Open a path that is not `is_plain`; if it is the file behind stdout or stderr, their output stays."""
     descriptor = _descriptor(path.stat())
     return open_text(path if descriptor is None else os.dup(descriptor), "w")
 
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """Yield a temporary folder, which becomes `output` when the block succeeds and is deleted when it fails.
+    """Yield a temporary folder, which becomes `output` if the block succeeds and is deleted if it fails.
 
     Raises:
         CaptionerError: `output` already exists or cannot be created.

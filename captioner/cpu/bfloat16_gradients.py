@@ -4,35 +4,40 @@ torch's CPU kernels for the gradients of two operations are slow in bfloat16: de
 times as fast in float32, attention is three to five times as fast when it is written out.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+
+conv2d, fused_attention = F.conv2d, F.scaled_dot_product_attention
 
 
-class FastBfloat16Gradients(TorchFunctionMode):
-    """Inside this context, operations that need gradients and are slow in bfloat16 are computed in another way.
+@contextmanager
+def fast_bfloat16_gradients() -> Iterator[None]:
+    """Replace the two operations in `torch.nn.functional` inside the block, which must include `loss.backward()`.
 
-    It must include `loss.backward()`, because gradient checkpointing repeats the forward pass there.
+    A TorchFunctionMode would not do: torch suspends it in the backward pass, where gradient checkpointing repeats the
+    forward pass.
     """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is Tensor.backward:  # torch suspends the mode in this handler, but checkpointing needs it
-            with self:
-                return torch.autograd.backward(*args, grad_tensors=kwargs.pop("gradient", None), **kwargs)
-        if torch.is_grad_enabled():
-            if func is F.scaled_dot_product_attention and args[0].dtype == torch.bfloat16:
-                return attention(*args, **kwargs)
-            if func is F.conv2d and args[1].shape[1] == 1 and any(tensor.requires_grad for tensor in args[:2]):
-                with torch.autocast("cpu", enabled=False):
-                    return func(args[0].float(), *args[1:], **kwargs).bfloat16()
-        return func(*args, **kwargs)
+    F.conv2d, F.scaled_dot_product_attention = _conv2d, _attention
+    try:
+        yield
+    finally:
+        F.conv2d, F.scaled_dot_product_attention = conv2d, fused_attention  # type: ignore[assignment]
 
 
-def attention(
+def _conv2d(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    is_depthwise, needs_gradient = weight.shape[1] == 1, input.requires_grad or weight.requires_grad
+    if not (is_depthwise and needs_gradient and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
+        return conv2d(input, weight, *args, **kwargs)
+    with torch.autocast("cpu", enabled=False):
+        return conv2d(input.float(), weight, *args, **kwargs).bfloat16()
+
+
+def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -40,8 +45,10 @@ def attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    **kwargs: Any,
 ) -> Tensor:
-    """`scaled_dot_product_attention` as separate operations."""
+    if query.dtype != torch.bfloat16 or not torch.is_grad_enabled() or kwargs:
+        return fused_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs)
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-1, -2)

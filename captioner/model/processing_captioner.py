@@ -18,7 +18,7 @@ FORMER_NAMES = {"image_size": "size", "interpolation": "resample", "mean": "imag
 """Names of fields in checkpoints of captioner 0.1."""
 
 
-class CaptionerImageProcessorKwargs(ImagesKwargs, total=False):
+class CaptionerImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """transformers' settings, and those of `Preprocessing` that transformers does not have."""
 
     resize_mode: str

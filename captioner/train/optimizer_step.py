@@ -12,6 +12,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from captioner.config import Objective, PhaseConfig
+from captioner.cpu.bfloat16_gradients import fast_bfloat16_gradients
 from captioner.data.batches import Batch, to_device
 from captioner.errors import CaptionerError
 from captioner.train import checkpoint, fsdp
@@ -134,11 +135,13 @@ class OptimizerStep:
         step: int,
         gather: bool = True,
     ) -> tuple[Losses, Losses]:
-        with self.accelerator.autocast():
-            losses, logged = model(batch, phase, step, gather)
-        loss = sum(weights[name] * losses[name] for name in phase.objectives)
-        # accelerate averages gradients over processes; times their number, that is the mean over all items.
-        self.accelerator.backward(loss * self.accelerator.num_processes)
+        is_slow = self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision == "bf16"
+        with fast_bfloat16_gradients() if is_slow else nullcontext():
+            with self.accelerator.autocast():
+                losses, logged = model(batch, phase, step, gather)
+            loss = sum(weights[name] * losses[name] for name in phase.objectives)
+            # accelerate averages gradients over processes; times their number, that is the mean over all items.
+            self.accelerator.backward(loss * self.accelerator.num_processes)
         return losses, logged
 
     def _clip_gradients(self) -> dict[str, Tensor]:

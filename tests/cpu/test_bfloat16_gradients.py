@@ -1,5 +1,6 @@
 """Operations that are slow in bfloat16 on a CPU compute the same in another way, only where gradients are needed."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from captioner.cpu.bfloat16_gradients import FastBfloat16Gradients
+from captioner.cpu.bfloat16_gradients import fast_bfloat16_gradients
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
@@ -26,11 +27,11 @@ from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 def test_attention_is_sdpa(options: dict[str, Any]) -> None:
     tensors = torch.randn(3, 2, 3, 5, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     gradients = []
-    for mode in (None, FastBfloat16Gradients()):
+    for context in (nullcontext, fast_bfloat16_gradients):
         query, key, value = (tensor.clone().requires_grad_() for tensor in tensors)
-        with mode or torch.enable_grad():
+        with context():
             found = F.scaled_dot_product_attention(query, key, value, **options)
-            assert ("Attention" in type(found.grad_fn).__name__) == (mode is None)
+            assert ("Attention" in type(found.grad_fn).__name__) == (context is nullcontext)
             found.float().sum().backward()
         gradients.append([found, query.grad, key.grad, value.grad])
     for one, other in zip(*gradients, strict=True):
@@ -44,7 +45,7 @@ def test_a_depthwise_convolution_that_needs_a_gradient_is_computed_in_float32() 
     exact = depthwise(images)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = dense(images)
-        with FastBfloat16Gradients():
+        with fast_bfloat16_gradients():
             assert torch.equal(depthwise(images), exact.bfloat16()) and torch.equal(dense(images), rounded)
             with torch.no_grad():
                 assert not torch.equal(depthwise(images), exact.bfloat16())
@@ -72,7 +73,7 @@ def test_a_whole_model_learns_the_same_with_and_without_gradient_checkpointing(e
         if checkpointing:
             model.gradient_checkpointing_enable()
         model.zero_grad()
-        with FastBfloat16Gradients():
+        with fast_bfloat16_gradients():
             with torch.autocast("cpu", torch.bfloat16):
                 loss = model(pixels, labels=labels).loss
             loss.backward()

@@ -91,7 +91,7 @@ def test_the_launcher_s_compiler_compiles(recipe: Recipe, monkeypatch: pytest.Mo
             "optimization.mixed_precision='no'",
             "the launcher sets mixed_precision to bf16, the recipe",
         ),
-        (PRECISION, "fp8", "seed=0", "ACCELERATE_MIXED_PRECISION is 'fp8': training has no, bf16 and fp16"),
+        (PRECISION, "fp8", "seed=0", "ACCELERATE_MIXED_PRECISION is 'fp8': training supports no, bf16 and fp16"),
         (
             ACCUMULATION,
             "4",
