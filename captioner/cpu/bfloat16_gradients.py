@@ -22,11 +22,11 @@ def fast_bfloat16_gradients() -> Iterator[None]:
     A TorchFunctionMode would not do: torch suspends it in the backward pass, where gradient checkpointing repeats the
     forward pass.
     """
-    F.conv2d, F.scaled_dot_product_attention = _conv2d, _attention
+    F.conv2d, F.scaled_dot_product_attention = _conv2d, _attention  # type: ignore[assignment]
     try:
         yield
     finally:
-        F.conv2d, F.scaled_dot_product_attention = conv2d, fused_attention  # type: ignore[assignment]
+        F.conv2d, F.scaled_dot_product_attention = conv2d, fused_attention
 
 
 def _conv2d(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
