@@ -5,14 +5,13 @@ import importlib
 import io
 import os
 import re
-import struct
-from collections.abc import Iterator
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from captioner.data.arrays import Array, array_to_image
+from captioner.data.encoded_images import PNG_SIGNATURE, has_all_scans, same_pixels, without_ancillary_chunks
 from captioner.errors import CaptionerError
 
 IMAGE_EXTENSIONS = frozenset(
@@ -27,9 +26,8 @@ MAX_BYTES = 2**30
 # Pillow opens other formats too, and passes EPS to an external PostScript interpreter.
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "JXL")
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SIGNATURES = (b"\xff\xd8\xff", _PNG_SIGNATURE, b"GIF8", b"RIFF", b"BM", *_TIFF_SIGNATURES)
+_SIGNATURES = (b"\xff\xd8\xff", PNG_SIGNATURE, b"GIF8", b"RIFF", b"BM", *_TIFF_SIGNATURES)
 
 _JPEG_END = b"\xff\xd9"
 
@@ -108,7 +106,7 @@ def load_image(source: ImageInput, min_size: int | None = None, max_pixels: int 
     try:
         return _decode(data, name, min_size, max_pixels)
     except ImageError:
-        bare = _without_ancillary_chunks(data)
+        bare = without_ancillary_chunks(data)
         if bare is None:
             raise
     return _decode(bare, name, min_size, max_pixels)
@@ -367,50 +365,9 @@ def _with_end_marker(image: Image.Image, data: bytes, name: str) -> bytes | None
     # If pixels are missing, the decoder reads them from what follows: different data gives different pixels.
     sequel = b"".join(b"\xff" + bytes([restart, *b"\x55\xa9\x3c\x96\x1b" * 8]) for restart in range(0xD0, 0xD8))
     ended, components = written + _JPEG_END, [component for component, *_ in image.layer]
-    if _has_all_scans(written, first_scan, components) and _same_pixels(ended, written + sequel[2:] + _JPEG_END):
+    if has_all_scans(written, first_scan, components) and same_pixels(ended, written + sequel[2:] + _JPEG_END):
         return ended
     raise ImageError(name, "truncated", "the image is truncated: it has no end marker")
-
-
-def _has_all_scans(data: bytes, first_scan: int, components: list[int]) -> bool:
-    """Do the scans of a JPEG contain every coefficient of every component to its last bit (ITU T.81, B.2.3)?"""
-    known: dict[int, set[int]] = {component: set() for component in components}
-    first = data.rfind(b"\xff\xda", 0, first_scan)
-    for scan in re.finditer(rb"\xff\xda..(.)", data[first:], re.DOTALL):
-        start, count = first + scan.end(), scan[1][0]
-        given, band = data[start : start + 2 * count : 2], data[start + 2 * count : start + 2 * count + 3]
-        if len(band) == 3 and band[2] & 15 == 0:
-            for component in given:
-                known.setdefault(component, set()).update(range(band[0], band[1] + 1))
-    return all(len(coefficients) == 64 for coefficients in known.values())
-
-
-def _same_pixels(first: bytes, second: bytes) -> bool:
-    try:
-        return Image.open(io.BytesIO(first)).tobytes() == Image.open(io.BytesIO(second)).tobytes()
-    except OSError:
-        return False
-
-
-def _without_ancillary_chunks(data: bytes) -> bytes | None:
-    """Return a PNG without the chunks that its pixels do not need; None if there are none, or for other formats.
-
-    Pillow rejects a PNG whose colour profile or text is damaged or too large.
-    """
-    if not data.startswith(_PNG_SIGNATURE):
-        return None
-    chunks = list(_png_chunks(data))
-    kept = [chunk for chunk in chunks if chunk[4:5].isupper() or chunk[4:8] in (b"tRNS", b"eXIf")]
-    return _PNG_SIGNATURE + b"".join(kept) if len(kept) < len(chunks) else None
-
-
-def _png_chunks(data: bytes) -> Iterator[bytes]:
-    """Yield each chunk with its length, name and checksum; the last may be truncated."""
-    start = len(_PNG_SIGNATURE)
-    while start + 8 <= len(data):
-        end = start + 12 + struct.unpack_from(">I", data, start)[0]
-        yield data[start:end]
-        start = end
 
 
 # Pixels

@@ -203,9 +203,7 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
         if output_attentions and config.image_prefix:
-            raise ValueError(
-                "output_attentions is not supported with image_prefix"
-            )
+            raise ValueError("output_attentions is not supported with image_prefix")
         recorded = None
         if output_attentions or output_hidden_states:
             recorded = Recording(self.decoder.layers, output_attentions, output_hidden_states)
