@@ -1,6 +1,6 @@
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
-.PHONY: check lint types test format newest oldest
+.PHONY: check lint types test format peer-tests newest oldest
 
 check: lint types test
 
@@ -17,6 +17,14 @@ test:
 format:
 	$(PYTHON) -m ruff check --fix
 	$(PYTHON) -m ruff format
+
+# The tests that transformers runs on all of its own models, from the source distribution of the installed version.
+peer-tests:
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	version=$$($(PYTHON) -c 'import transformers; print(transformers.__version__)') && \
+	$(PYTHON) -m pip download -q --no-deps --no-binary :all: -d "$$folder" "transformers==$$version" && \
+	tar xzf "$$folder"/transformers-*.tar.gz -C "$$folder" --strip-components 1 && \
+	TRANSFORMERS_SOURCE="$$folder" $(PYTHON) -m pytest -rs tests/transformers_common.py
 
 # The tests with the newest, and with the oldest, packages that pyproject.toml admits, each in an environment of its own.
 newest:

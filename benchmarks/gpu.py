@@ -41,20 +41,20 @@ BUDGETS = {
     "full": {"device": 50, "tests": 110, "inference": 210, "training": 140, "profile": 50, "memory": 30},
     "quick": {"device": 40, "tests": 70, "inference": 70, "training": 45, "profile": 10},
 }
-"""Seconds for each section, the first one's with what it takes to import everything from a cold disk. What one leaves
-over goes to those after it."""
+"""Seconds for each section. The first includes importing everything from a cold disk. Unused time goes to later
+sections."""
 
 LIMITS = {"full": 600, "quick": 240}
 DEVICE_IS_BROKEN = 75
-"""Exit status of a section that another process should go on with."""
+"""Exit status of a section that must be continued in another process."""
 
 Row = dict[str, Any]
 
 
 class Section:
-    """A process that measures the rows of a section, and what it says of them.
+    """A process that measures the rows of a section, and its messages.
 
-    It imports and prepares while the section before is still running, and waits for `go`.
+    It imports and prepares while the previous section is still running, and then waits for `go`.
     """
 
     def __init__(self, name: str, options: argparse.Namespace, scratch: Path, done: list[str]) -> None:
@@ -70,27 +70,27 @@ class Section:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                start_new_session=True,  # so that its own children end with it
+                start_new_session=True,  # so that its children can be killed with it
             )
         self.messages: Queue[Row | None] = Queue()
         Thread(target=self._read, daemon=True).start()
 
     def go(self, limits: Row) -> None:
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # of one that has ended already: its messages end, too
+        with contextlib.suppress(BrokenPipeError):  # the process has already ended, and so will its messages
             self.process.stdin.write(json.dumps(limits) + "\n")
             self.process.stdin.flush()
 
     def message(self, seconds: float) -> Row | None:
-        """The next message; None where the process has ended.
+        """Return the next message, or None if the process has ended.
 
         Raises:
-            Empty: there is none in so many seconds.
+            Empty: there is none within so many seconds.
         """
         return self.messages.get(timeout=max(seconds, 0.01))
 
     def end(self, patience: float) -> int:
-        """Its exit status; it and its children are killed if they still run after these seconds."""
+        """Return the exit status; kill the process and its children if they still run after so many seconds."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(patience)
         with contextlib.suppress(ProcessLookupError):
@@ -105,7 +105,7 @@ class Section:
 
 
 class Report:
-    """All rows by now, written anew after each."""
+    """All rows so far; the files are rewritten after each row."""
 
     def __init__(self, out: Path, command: str, limit: float) -> None:
         self.out = out
@@ -138,7 +138,7 @@ class Report:
 def run_section(
     name: str, section: Section, options: argparse.Namespace, scratch: Path, report: Report, deadline: float
 ) -> None:
-    """Follow a section until it ends or `deadline`, in the report's seconds; where it breaks, go on after the row."""
+    """Follow a section until it ends, or until `deadline` on the report's clock; if it breaks, go on after the row."""
     device_rows = report.rows("device")
     limits = {key: value for row in device_rows for key, value in row.items() if key.startswith("peak_")}
     done: list[str] = []
@@ -177,7 +177,7 @@ def run_section(
 
 
 def goals(sections: Row) -> list[Row]:
-    """The goal lines of a day with an H100: bf16, batch 64, 4 beams, and training of both shapes."""
+    """Compare with the goals for an H100: bf16, batch 64, 4 beams, and training of both shapes."""
     rows = {(section, row["row"]): row for section, content in sections.items() for row in content["rows"]}
 
     def ratio(section: str, ours: str, other: str, key: str) -> float | None:
@@ -198,7 +198,7 @@ def goals(sections: Row) -> list[Row]:
 
 
 def page(content: Row) -> str:
-    """The report for people, in Markdown."""
+    """Return the report as Markdown."""
     lines = [f"# {content['command']}", "", f"{content['seconds']} s of {content['limit_s']} s", "", "## goals", ""]
     lines += table([goal for goal in content["goals"] if goal["value"] is not None] or content["goals"])
     for name, section in content["sections"].items():

@@ -36,7 +36,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -50,25 +49,18 @@ import transformers
 from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
+from training_peer import IMAGE_SIZE, MODEL, CaptionExamples, build_peer
 from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
     Trainer,
     TrainingArguments,
-    VisionEncoderDecoderModel,
-    ViTConfig,
-    ViTModel,
 )
 from transformers.trainer_callback import PrinterCallback
 
 from captioner.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig
 from captioner.data.batches import bucketed_batches
-from captioner.data.dataset import IGNORE_INDEX, CaptionDataset
+from captioner.data.dataset import CaptionDataset
 from captioner.data.sources import Sample, load_samples
 from captioner.data.tokenizer_training import train_tokenizer
 from captioner.errors import CaptionerError
@@ -80,17 +72,7 @@ from captioner.train.feature_cache import cache_features
 from captioner.train.trainer import train
 
 CAPTIONS_PER_IMAGE = 5
-IMAGE_SIZE = 224
 DATA: dict[str, Any] = {"captions_per_image": CAPTIONS_PER_IMAGE, "num_workers": 0}
-MODEL: dict[str, Any] = {
-    "encoder_name": "vit_small_patch16_224",
-    "image_size": IMAGE_SIZE,
-    "hidden_size": 384,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "max_position_embeddings": 64,
-    "dropout": 0.1,
-}
 RATE, WEIGHT_DECAY, BETAS, MAX_GRAD_NORM = 1e-4, 0.05, (0.9, 0.98), 1.0
 LEARNING_PARTS = {"joint": ("trunk", "bridge", "decoder"), "frozen": ("bridge", "decoder")}
 TARGETS = {"joint": 3.0, "frozen": 5.0}
@@ -102,7 +84,7 @@ console = Console(stderr=True, soft_wrap=True)
 
 @dataclass(frozen=True)
 class Workload:
-    """What both sides train on, and how."""
+    """The data and settings of both sides."""
 
     samples_file: Path
     tokenizer_folder: Path
@@ -112,7 +94,7 @@ class Workload:
     steps: int
     """Steps of an epoch."""
     epochs: int
-    """Epochs of our frozen phase, which share the cost of caching."""
+    """Epochs of our frozen phase; the cost of caching is spread over them."""
     precision: str
     device: torch.device
 
@@ -122,7 +104,7 @@ class Workload:
 
 
 def our_rate(work: Workload, phase: str) -> float:
-    """Captions a second of `phase` under our trainer."""
+    """Return captions per second of `phase` with our trainer."""
     with TemporaryDirectory() as folder, step_times() as times:
         train(recipe(work, phase, Path(folder)))
     return captions_per_second(times, work.steps, work.captions_per_step)
@@ -157,7 +139,7 @@ def recipe(work: Workload, phase: str, output_dir: Path) -> RunConfig:
 
 
 def caching_seconds(work: Workload) -> float:
-    """What a frozen phase pays once: the trunk over every image, its tokens written to disk."""
+    """Time what a frozen phase does once: run the trunk over every image and write its tokens to disk."""
     with TemporaryDirectory() as folder:
         config = recipe(work, "frozen", Path(folder))
         accelerator = Accelerator(mixed_precision=config.optimization.mixed_precision)
@@ -179,33 +161,8 @@ def build_ours(vocab_size: int) -> Any:
     return build_model(CaptionerConfig(**MODEL, vocab_size=vocab_size))
 
 
-class CaptionExamples(Dataset):
-    """Every caption with its image, in batches of captions of like lengths."""
-
-    def __init__(self, images: CaptionDataset, batch_size: int) -> None:
-        self.images = images
-        captions = [(index, ids) for index, captions in enumerate(images.captions) for ids in captions]
-        batches = bucketed_batches([len(ids) for _, ids in captions], batch_size, seed=0, epoch=0)
-        self.examples = [captions[i] for i in chain.from_iterable(batches)]
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        image, ids = self.examples[index]
-        return {"pixel_values": self.images[image]["pixel_values"], "labels": torch.tensor(ids)}
-
-    @staticmethod
-    def collate(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        labels = [example["labels"] for example in examples]
-        return {
-            "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
-        }
-
-
 def peer_rate(work: Workload, phase: str, micro_batch: int, steps: int) -> float:
-    """Captions a second of `phase` under transformers' trainer."""
+    """Return captions per second of `phase` with transformers' Trainer."""
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -242,7 +199,7 @@ def peer_rate(work: Workload, phase: str, micro_batch: int, steps: int) -> float
 
 
 def fastest_micro_batch(work: Workload, phase: str) -> int:
-    """The peer's best way to its captions per step: two steps of each, of which the second counts."""
+    """Find the peer's fastest micro-batch: two steps with each, of which the second counts."""
     sizes = [work.captions_per_step // parts for parts in (1, 2, 4) if work.captions_per_step % parts == 0]
     rates = {size: peer_rate(work, phase, size, steps=2) for size in sizes}
     tried = ", ".join(f"{size}: {value:.2f}" for size, value in rates.items())
@@ -250,45 +207,9 @@ def fastest_micro_batch(work: Workload, phase: str) -> int:
     return max(rates, key=lambda size: rates[size])
 
 
-def build_peer(vocab_size: int, phase: str) -> Any:
-    """ViT-S/16 and GPT-2 of the shape of `MODEL`."""
-    encoder = ViTConfig(
-        hidden_size=384,
-        num_hidden_layers=12,
-        num_attention_heads=6,
-        intermediate_size=1536,
-        image_size=IMAGE_SIZE,
-        patch_size=16,
-        attn_implementation="sdpa",
-    )
-    decoder = GPT2Config(
-        vocab_size=vocab_size,
-        n_embd=MODEL["hidden_size"],
-        n_layer=MODEL["num_hidden_layers"],
-        n_head=MODEL["num_attention_heads"],
-        n_positions=MODEL["max_position_embeddings"],
-        resid_pdrop=MODEL["dropout"],
-        embd_pdrop=MODEL["dropout"],
-        attn_pdrop=0.0,
-        activation_function="gelu",
-        add_cross_attention=True,
-        is_decoder=True,
-        use_cache=False,
-        bos_token_id=1,
-        eos_token_id=2,
-        attn_implementation="sdpa",
-    )
-    peer = VisionEncoderDecoderModel(
-        encoder=ViTModel(encoder, add_pooling_layer=False), decoder=GPT2LMHeadModel(decoder)
-    )
-    peer.config.pad_token_id, peer.config.decoder_start_token_id = 0, 1
-    peer.encoder.requires_grad_(phase == "joint")
-    return peer
-
-
 @contextmanager
 def step_times() -> Iterator[list[float]]:
-    """The times at which optimizer steps within the context end, whoever's loop they are in."""
+    """Collect the times at which optimizer steps end inside the context, in any training loop."""
     times: list[float] = []
 
     def note(*_: object) -> None:
@@ -303,15 +224,15 @@ def step_times() -> Iterator[list[float]]:
 
 
 def captions_per_second(times: Sequence[float], steps: int, captions_per_step: int) -> float:
-    """From one optimizer step of an epoch to the next, over all epochs."""
+    """Average over the times from one optimizer step of an epoch to the next, in all epochs."""
     seconds = np.diff(np.reshape(times, (-1, steps)), axis=1)
     return captions_per_step / float(seconds.mean())
 
 
 def flops_per_caption(work: Workload, phase: str) -> float:
-    """Operations of our step's matrix products, convolutions and attention, forward and backward, over an epoch.
+    """Count the operations of our matrix products, convolutions and attention, forward and backward, over an epoch.
 
-    Counted on the meta device: shapes without data.
+    The model is on the meta device, which has shapes without data.
     """
     lengths = work.images.lengths()
     model = build_ours(work.vocab_size).to("meta").train()
@@ -327,7 +248,7 @@ def flops_per_caption(work: Workload, phase: str) -> float:
 
 
 def matrix_multiply_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second in one large matrix product, the best of five."""
+    """Return the operations per second of a large matrix product, the best of five."""
     left, right = (torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(5):
@@ -345,7 +266,7 @@ def synchronize() -> None:
 
 
 def compare(work: Workload, phase: str, rounds: int, peak: float) -> dict[str, Any]:
-    """Both sides in turn; ratios are of one round each, and the median counts."""
+    """Run both sides in turn; each round gives a ratio, and the median counts."""
     micro_batch = fastest_micro_batch(work, phase)
     ours, peer, caching = [], [], []
     for number in range(1, rounds + 1):
@@ -379,7 +300,7 @@ def compare(work: Workload, phase: str, rounds: int, peak: float) -> dict[str, A
 
 
 def read_samples(data: Path | None, images: int, folder: Path) -> list[Sample]:
-    """Samples of five captions or more; drawn shapes, each described in five ways, where there are no data."""
+    """Load samples with at least five captions; without data, draw shapes with five descriptions each."""
     if data is not None:
         samples, _ = load_samples(SourceConfig(path=str(data), split="train"))
         return [sample for sample in samples if len(sample.captions) >= CAPTIONS_PER_IMAGE]
@@ -397,7 +318,7 @@ def read_samples(data: Path | None, images: int, folder: Path) -> list[Sample]:
 
 
 def prepare(options: argparse.Namespace, folder: Path, precision: str, device: torch.device) -> Workload:
-    """The first images of the data, five captions each, in a file of their own; a tokenizer of all captions."""
+    """Write the first images of the data with five captions each, and train a tokenizer on all captions."""
     samples = read_samples(options.data, options.images_per_step * options.steps, folder)
     train_tokenizer(
         (caption for sample in samples for caption in sample.captions), TokenizerConfig(), folder / "tokenizer.model"

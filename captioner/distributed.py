@@ -1,6 +1,6 @@
-"""A launch of several processes (`accelerate launch`, torchrun, MPI) as captioning sees it: each takes its share.
+"""Which process of a launch (`accelerate launch`, torchrun, MPI) this is, and how they share the work.
 
-Who and how many they are is read from the environment, so that a process alone pays nothing.
+Rank and count are read from the environment, so a single process imports nothing for it.
 """
 
 import os
@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from captioner.errors import CaptionerError
 
-# torchrun's and accelerate's names, then those of Intel MPI, Open MPI and MVAPICH
+# Variables of torchrun and accelerate, then of Intel MPI, Open MPI and MVAPICH.
 RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
@@ -22,8 +22,8 @@ class Process:
     """One of the processes of a launch.
 
     Attributes:
-        rank: its number, from 0 to `count` - 1.
-        local_rank: its number among the `local_count` on the same machine.
+        rank: from 0 to `count` - 1.
+        local_rank: from 0 to `local_count` - 1 among the processes on the same machine.
     """
 
     rank: int = 0
@@ -32,8 +32,8 @@ class Process:
     local_count: int = 1
 
     def owns(self, image: str) -> bool:
-        """Is this image this process's to caption? Its name decides: a folder that grows while processes walk it one
-        after the other changes nobody's share."""
+        """Does this process caption this image? Only the name decides, so a folder that grows while the processes walk
+        it does not change their shares."""
         return zlib.crc32(os.fsencode(image)) % self.count == self.rank
 
     def barrier(self) -> None:
@@ -50,19 +50,19 @@ class Process:
 
         try:
             if not distributed.is_initialized():
-                forever = timedelta(days=365)  # shares take as long as they take
+                forever = timedelta(days=365)  # a share may take long
                 distributed.init_process_group("gloo", rank=self.rank, world_size=self.count, timeout=forever)
             distributed.barrier()
-        except (RuntimeError, ValueError) as error:  # what torch and gloo raise for a lost peer, or one never found
+        except (RuntimeError, ValueError) as error:  # raised by torch and gloo for an unreachable process
             reason = str(error).splitlines()[0]
             raise CaptionerError(f"process {self.rank} of {self.count} cannot reach the others: {reason}") from error
 
 
 def this_process() -> Process:
-    """The process that runs this.
+    """Return the current process.
 
     Raises:
-        CaptionerError: a variable that the launcher sets is not a number, or the rank not below the count.
+        CaptionerError: a variable of the launcher is not a number, or the rank is not below the count.
     """
     process = Process(_number(RANK, 0), _number(COUNT, 1), _number(LOCAL_RANK, 0), _number(LOCAL_COUNT, 1))
     if not 0 <= process.rank < process.count:
@@ -78,7 +78,7 @@ def this_process() -> Process:
 
 
 def available_cores() -> int:
-    """Cores that this process may use: those it is bound to, shared with the launch's others on the machine."""
+    """Return how many cores this process may use: its share of the cores that the launch is bound to."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, bound // this_process().local_count)
 

@@ -1,5 +1,5 @@
-"""The one exception that means "the user can mend this": printed as one line, never as a traceback."""
+"""The exception for mistakes of the user: the command line prints it as one line, without a traceback."""
 
 
 class CaptionerError(Exception):
-    """A mistake in what the user gave (a file, a key, a value); the message names it and the cause."""
+    """The user can correct the input (a file, a key, a value); the message names it and the cause."""

@@ -1,4 +1,4 @@
-"""Writes the files and folders that a user named: aside, to disk, then renamed. They are there whole or not at all."""
+"""Writes files and folders completely or not at all: under a temporary name, synced to disk, then renamed."""
 
 import errno
 import os
@@ -18,32 +18,32 @@ MAY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
 def open_text(file: Path | int, mode: Literal["a", "w", "x"]) -> TextIO:
-    """Open as UTF-8. Bytes of a file name that are not UTF-8 become \\udcXX, which JSON reads back as the same name."""
+    """Open as UTF-8. Bytes of file names that are not UTF-8 are written as \\udcXX, which JSON restores."""
     return open(file, mode, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 @contextmanager
 def reporting(name: object) -> Iterator[None]:
-    """Say in one line that `name` cannot be written.
+    """Turn an OSError inside the block into one line that says that `name` cannot be written.
 
     Raises:
-        CaptionerError: instead of an OSError. A BrokenPipeError stays one: whoever read it has seen enough.
+        CaptionerError: instead of an OSError, except for BrokenPipeError, which is not an error of the user.
     """
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        own = (str(name), os.path.realpath(str(name)))  # and what is written beside them
+        own = (str(name), os.path.realpath(str(name)))  # also prefixes of the temporary names
         other = f": {error.filename}" if error.filename and not str(error.filename).startswith(own) else ""
         raise CaptionerError(f"{name}: cannot be written: {error.strerror or error}{other}") from error
 
 
 def is_plain(path: Path) -> bool:
-    """Is this a regular file, or would it be one? Devices, pipes and what stdout goes to can only be written through.
+    """Is this a regular file, or a new one? Devices, pipes and the file behind stdout can only be written to.
 
     Raises:
-        OSError: the path cannot be followed.
+        OSError: the path cannot be resolved.
         CaptionerError: it is a folder.
     """
     try:
@@ -56,10 +56,10 @@ def is_plain(path: Path) -> bool:
 
 
 def check_file(path: Path) -> None:
-    """Find out before the work is done whether `whole_file` could write its result.
+    """Check before the work whether `whole_file` will be able to write its result.
 
     Raises:
-        CaptionerError: a folder, a file that is read-only, or a place where no file can be made.
+        CaptionerError: the path is a folder or read-only, or no file can be created there.
     """
     with reporting(path):
         if is_plain(path):
@@ -75,10 +75,9 @@ def check_file(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
-    """Open `path` for text; what was there stays until all is written, and for good where that fails.
+    """Open `path` for writing text. A previous file is replaced only when everything has been written.
 
-    Links are followed: the file they lead to is replaced, with its permissions. One that has several names (hard links)
-    keeps them. What is not `is_plain` is written through.
+    Symbolic links are followed; permissions and hard links are kept. Devices and pipes are written to directly.
 
     Raises:
         CaptionerError: it cannot be written.
@@ -99,18 +98,36 @@ def whole_file(path: Path) -> Iterator[TextIO]:
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_path(path: Path) -> Iterator[Path]:
+    """A path beside `path` for a library to write to; it becomes `path` when all is written, as of `whole_file`.
+
+    Raises:
+        CaptionerError: it cannot be written.
+    """
+    with reporting(path):
+        target = _target(path)
+        partial = _aside(target)
+        try:
+            yield partial
+            sync_path(partial)
+            _replace(target, partial)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def open_stream(path: Path) -> TextIO:
-    """Open what is not `is_plain`. Where stdout or stderr go there already, what they wrote is not written over."""
+    """Open a path that is not `is_plain`; if it is the file behind stdout or stderr, their output stays."""
     descriptor = _descriptor(path.stat())
     return open_text(path if descriptor is None else os.dup(descriptor), "w")
 
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `output` when all is written, and nothing where that fails.
+    """Yield a temporary folder, which becomes `output` if the block succeeds and is deleted if it fails.
 
     Raises:
-        CaptionerError: `output` is there already, or cannot be made.
+        CaptionerError: `output` already exists or cannot be created.
     """
     if os.path.lexists(output):
         raise CaptionerError(f"{output}: exists already")
@@ -127,9 +144,9 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `folder` when all is written; the one before stays until then.
+    """Yield a temporary folder, which replaces `folder` when the block succeeds.
 
-    A crash between the two renames leaves the one before under another name: see `recover_folder`.
+    A crash between the two renames leaves the previous folder under another name: see `recover_folder`.
 
     Raises:
         CaptionerError: it cannot be written.
@@ -149,12 +166,12 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _synced(partial: Path, name: Path) -> Iterator[None]:
-    """Wait at the end of the block until all of the folder `partial` is on disk; errors call it `name`."""
+    """After the block, sync everything in the folder `partial` to disk; error messages call it `name`."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except SafetensorError as error:  # safetensors raises this in place of an OSError
+    except SafetensorError as error:  # safetensors raises this instead of an OSError
         raise CaptionerError(f"{name}: cannot be written: {error}") from error
     for file in partial.rglob("*"):
         sync_path(file)
@@ -162,7 +179,7 @@ def _synced(partial: Path, name: Path) -> Iterator[None]:
 
 
 def recover_folder(folder: Path) -> None:
-    """Put the folder before back, if a crash fell between the two renames of `replaced_folder`."""
+    """Restore the previous folder if a crash happened between the two renames of `replaced_folder`."""
     old = folder.with_name(folder.name + ".old")
     if old.exists() and not folder.exists():
         old.rename(folder)
@@ -225,14 +242,14 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def sync(file: TextIO) -> None:
-    """Wait until what was written is on disk, where a crash of the machine does not reach it."""
+    """Wait until everything written is on disk, so that it survives a crash of the machine."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_path(path: Path) -> None:
-    """`sync` for a closed file; for a folder, for the names in it."""
-    if os.name == "nt":  # FlushFileBuffers wants a file that is open for writing, and knows no folders
+    """`sync` for a closed file, or for the names in a folder."""
+    if os.name == "nt":  # FlushFileBuffers needs a file that is open for writing, and does not support folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -242,7 +259,7 @@ def sync_path(path: Path) -> None:
 
 
 def _descriptor(status: os.stat_result) -> int | None:
-    """Which of stdout and stderr goes to the file that has this status, as /dev/stdout does."""
+    """Return which of stdout and stderr is the file with this status, as for /dev/stdout."""
     for descriptor in (1, 2):
         try:
             if os.path.samestat(os.fstat(descriptor), status):
@@ -273,7 +290,7 @@ def _replace(target: Path, partial: Path) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        return _overwrite(target, partial)  # mounted by itself, as into a container
+        return _overwrite(target, partial)  # a single mounted file, as in a container
     sync_path(target.parent)
 
 

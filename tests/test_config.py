@@ -87,7 +87,7 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(
         ),
         ("trunk: 1e-4", "trunk: .nan", "phases.1.learning_rates.trunk: Input should be a finite number"),
         ("trunk: 1e-4", "trunk: 0", "phases.1.learning_rates: Value error, needs at least one part"),
-        ("name: two", "name: one", "Value error, phases: names must differ"),
+        ("name: two", "name: one", "Value error, phases: every phase needs a different name"),
         ("{path: b.csv}", "b.csv", "data.validation: Input should be"),
         ("output_dir: out", "seed: 1", "the key 'output_dir' is required"),
         ("name: two", "name: two\n    layer_decay: 2", "phases.1.layer_decay: Input should be less than or equal to 1"),
@@ -117,14 +117,22 @@ def test_files_that_are_no_recipes_are_refused(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong", "message"),
     [
-        ("output_dir: out", "output_dir: out\noutput_dir: in", "the key 'output_dir' is in line 2 and in line 3"),
+        (
+            "output_dir: out",
+            "output_dir: out\noutput_dir: in",
+            "the key 'output_dir' occurs twice, in line 2 and in line 3",
+        ),
         (
             "  train: {path: a.csv}",
             '  train: {path: a.csv}\n  "train": {path: c.csv}',
-            "'train' is in line 4 and in line 5",
+            "'train' occurs twice, in line 4 and in line 5",
         ),
-        ("{path: b.csv}", "{path: b.csv, split: val, path: c.csv}", "the key 'path' is in line 5 and in line 5"),
-        ("epochs: 2", "epochs: 2\n    name: three", "the key 'name' is in line 8 and in line 10"),
+        (
+            "{path: b.csv}",
+            "{path: b.csv, split: val, path: c.csv}",
+            "the key 'path' occurs twice, in line 5 and in line 5",
+        ),
+        ("epochs: 2", "epochs: 2\n    name: three", "the key 'name' occurs twice, in line 8 and in line 10"),
     ],
 )
 def test_a_key_that_stands_twice_is_named_with_its_file_and_lines(
@@ -139,10 +147,13 @@ def test_two_sections_of_one_name_are_refused_in_overrides_too(recipe: Path) -> 
     recipe.write_text(
         f"{RECIPE}optimization: {{batch_size: 8}}\noptimization: {{weight_decay: 0.1}}\n", encoding="utf-8"
     )
-    assert refusal(recipe) == f"{recipe}: the key 'optimization' is in line 12 and in line 13"
+    assert refusal(recipe) == f"{recipe}: the key 'optimization' occurs twice, in line 12 and in line 13"
     recipe.write_text(RECIPE, encoding="utf-8")
     override = "optimization={batch_size: 8, batch_size: 16}"
-    assert refusal(recipe, override) == f"override {override!r}: the key 'batch_size' is in line 1 and in line 1"
+    assert (
+        refusal(recipe, override)
+        == f"override {override!r}: the key 'batch_size' occurs twice, in line 1 and in line 1"
+    )
 
 
 def test_anchors_and_merged_keys_are_no_doubles(recipe: Path) -> None:
@@ -183,8 +194,8 @@ def test_overrides_reach_sections_and_items_of_lists(recipe: Path) -> None:
         ("phases.-1.epochs=1", "'-1' is not an index below 2"),
         ("phases.².epochs=1", "'²' is not an index below 2"),
         ("phases.one.epochs=1", "'one' is not an index below 2"),
-        ("output_dir.name=x", "lies below it"),
-        ("output_dir.name.first=x", "'name' lies below a value"),
+        ("output_dir.name=x", "output_dir is a value and has no keys"),
+        ("output_dir.name.first=x", "'name' is a key of a value that has no keys"),
         ("sede=7", "unknown key 'sede'; did you mean 'seed'?"),
         ("model.hiden_size=7", "unknown key 'model.hiden_size'; did you mean 'hidden_size'?"),
     ],
@@ -203,7 +214,7 @@ def test_a_group_takes_its_phases_in_turn_each_with_one_schedule(recipe: Path) -
     explained = f"{recipe}: unknown key 'phases.2.phases.1.label_smothing'; did you mean 'label_smoothing'?"
     assert refusal(recipe) == explained
     recipe.write_text(RECIPE + GROUP.replace("name: four", "name: one"), encoding="utf-8")
-    assert "phases: names must differ" in refusal(recipe)
+    assert "phases: every phase needs a different name" in refusal(recipe)
 
 
 def test_variables_are_expanded_or_missed_by_name(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TextIO
 
 from captioner.annotate.alt_text import SHAPES
-from captioner.annotate.formats import FORMATS, Record, Write, json_line
+from captioner.annotate.formats.records import FORMATS, Record, Write, json_line
 from captioner.annotate.pipeline import ESCAPES, Captioned, Failure, caption_images, progress_bar
 from captioner.data.archives import ArchiveMember
 from captioner.data.images import IMAGE_EXTENSIONS

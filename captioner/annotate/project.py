@@ -11,6 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import xxhash
+
 from captioner.annotate.records import (
     Conflict,
     Decision,
@@ -22,7 +24,7 @@ from captioner.annotate.records import (
     stored_caption,
 )
 from captioner.annotate.schema import migrate
-from captioner.data.sources.sample import usable_captions
+from captioner.data.caption_checks import caption_problem, one_line
 from captioner.errors import CaptionerError
 
 COUNTED_FLAGS = """flags JOIN images ON images.id = flags.image
@@ -157,6 +159,20 @@ class Project:
         columns = ", ".join(field.name for field in fields(ProjectImage))
         rows = self.rows(f"SELECT {columns} FROM images WHERE {condition}", *parameters)
         return [ProjectImage(*row) for row in rows]
+
+    def note_file(self, image: int, path: Path) -> None:
+        """Take an image's file as it is now for the one that was captioned: only its metadata has changed.
+
+        Raises:
+            CaptionerError: it cannot be read.
+        """
+        try:
+            status, content = path.stat(), xxhash.xxh3_128_hexdigest(path.read_bytes())
+        except OSError as error:
+            raise CaptionerError(f"{path}: cannot be read: {error.strerror}") from error
+        with self.transaction() as connection:
+            values = (status.st_size, status.st_mtime_ns, content, image)
+            connection.execute("UPDATE images SET size = ?, mtime = ?, hash = ?, stale = 0 WHERE id = ?", values)
 
     def assign(self, reviewer: str | None, share: int, shares: int) -> int:
         """Give a reviewer the share `share` of `shares` of all images, counted from 1; return how many those are."""
@@ -386,8 +402,6 @@ def _checked(text: str) -> str:
     Raises:
         CaptionerError: it is empty, too long or no text.
     """
-
-    def refuse(where: str, reason: str) -> None:
-        raise CaptionerError(f"{where}: {reason}")
-
-    return usable_captions(text, "caption", refuse)[0]
+    if problem := caption_problem(text):
+        raise CaptionerError(problem)
+    return one_line(text)

@@ -3,9 +3,10 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 PROVENANCE = "captioner.provenance.jsonl"
-"""Beside files that have no field for it: an object a file with `file`, `text`, `writer`, `kind` and `verified`."""
+"""Beside files that have no field for it: an object a file, with `file`, `text`, `caption`, `writer` and `verified`."""
 
 _UNVERIFIED = " (model)"
 
@@ -23,18 +24,17 @@ def is_unverified_model(line: str) -> bool:
     return line.endswith(_UNVERIFIED)
 
 
-def written_by_model(folder: str) -> dict[str, str]:
-    """The texts that a model wrote into the files of a folder, and nobody has accepted, by file name."""
-    texts: dict[str, str] = {}
+def read_provenance(folder: str) -> dict[str, dict[str, Any]]:
+    """What we wrote into the files of a folder, by file name."""
+    records: dict[str, dict[str, Any]] = {}
     try:
-        lines = Path(folder, PROVENANCE).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeError):
-        return texts
+        lines = Path(folder, PROVENANCE).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return records
     for line in lines:
         try:
             record = json.loads(line)
-            if record["kind"] == "model" and not record["verified"]:
-                texts[os.path.basename(record["file"])] = record["text"]
+            records[os.path.basename(record["file"])] = record
         except (ValueError, KeyError, TypeError):
             continue  # a line that somebody has edited
-    return texts
+    return records

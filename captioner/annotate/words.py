@@ -5,33 +5,19 @@ decided on stays in force, and the photo is flagged. What a model wrote into the
 """
 
 import functools
-import io
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageFile, IptcImagePlugin
-
 from captioner.annotate.project import Project
-from captioner.annotate.provenance import PROVENANCE, is_unverified_model, written_by_model
+from captioner.annotate.provenance import PROVENANCE, is_unverified_model, read_provenance
 from captioner.annotate.records import Writer, WriterKind
-from captioner.annotate.xmp import read_xmp
-from captioner.data.captions import has_words
-from captioner.data.sources.sample import usable_captions
-from captioner.data.sources.text_files import decode_text, lines_of
+from captioner.data.caption_checks import caption_problem, one_line
+from captioner.data.photo_metadata import Description, embedded_description, xmp_description
+from captioner.data.text_files import decode_text, lines_of
 
 TEXT_SIDECARS = (".txt", ".caption")
 MAX_SIDECAR_BYTES = 2**20
-
-_IMAGE_DESCRIPTION = 0x010E  # EXIF 2.3
-_IPTC_CAPTION = (2, 120)  # IIM 4.2
-_CAMERA_DEFAULTS = re.compile(
-    r"(olympus|minolta|kodak|konica|sony|vivitar|polaroid)?\s*(digital (still )?camera|dsc)|exif[ _-]jpeg|samsung|"
-    r"jpeg|default|(dsc|img|dcim|p)[ _-]?\d*|created (with|by) .*|screenshot|ascii",
-    re.IGNORECASE,
-)
-"""Image descriptions that cameras and programs write, not people."""
 
 
 def sidecars_of(image: str) -> list[str]:
@@ -61,64 +47,40 @@ def read_sidecars(image: str) -> str | None:
             data = Path(path).read_bytes()
         except (OSError, ValueError):
             continue
-        text = _of_person(read_xmp(data)) if path.endswith(".xmp") else _first_line(data)
-        if text and _written_by_model(os.path.dirname(path)).get(os.path.basename(path)) != text:
+        text = _of_person(xmp_description(data)) if path.endswith(".xmp") else _first_line(data)
+        if text and not _is_model_s(path, text):
             return text
     return None
 
 
 def _first_line(data: bytes) -> str | None:
-    lines = [" ".join(line.split()) for line in lines_of(decode_text(data))]
-    return next(filter(_is_usable, lines), None)
-
-
-def _is_usable(text: str) -> bool:
-    problems: list[str] = []
-    return bool(usable_captions(text, "", lambda where, reason: problems.append(reason)))
-
-
-def _of_person(fields: dict[str, str]) -> str | None:
-    if is_unverified_model(fields.get("writer", "")):
-        return None
-    text = fields.get("description") or fields.get("long") or fields.get("alt")
-    return text if text and _is_usable(text) else None
-
-
-@functools.lru_cache(maxsize=64)
-def _provenance(folder: str, mtime: int) -> dict[str, str]:
-    return written_by_model(folder)
-
-
-def _written_by_model(folder: str) -> dict[str, str]:
-    try:
-        return _provenance(folder, os.stat(os.path.join(folder, PROVENANCE)).st_mtime_ns)
-    except OSError:
-        return {}
+    return next((one_line(line) for line in lines_of(decode_text(data)) if not caption_problem(line)), None)
 
 
 def embedded_words(data: bytes) -> str | None:
-    """The description of a person in an encoded image: XMP's, else IPTC's, else EXIF's. The pixels are not decoded."""
+    """The words of a person in an encoded image."""
+    return _of_person(embedded_description(data))
+
+
+def _of_person(description: Description | None) -> str | None:
+    return None if description is None or is_unverified_model(description.writer) else description.text
+
+
+def _is_model_s(path: str, text: str) -> bool:
+    """Did we write this text into this file, as the words of a model that nobody has accepted?"""
+    folder, name = os.path.split(path)
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
-            fields = read_xmp(packet.encode() if isinstance(packet, str) else packet)
-            if is_unverified_model(fields.get("writer", "")):
-                return None
-            found = [_of_person(fields), _iptc(image), image.getexif().get(_IMAGE_DESCRIPTION)]
-            found.append(image.info.get("Description"))  # PNG
-    except Exception:  # damaged metadata raises many kinds; the image's own decoder reports what is wrong with it
-        return None
-    for text in found:
-        text = " ".join(text.split()).strip("\0 ") if isinstance(text, str) else ""
-        if text and has_words(text) and not _CAMERA_DEFAULTS.fullmatch(text) and _is_usable(text):
-            return text
-    return None
+        state = os.stat(os.path.join(folder, PROVENANCE)).st_mtime_ns
+    except OSError:
+        return False
+    record = _provenance(folder, state).get(name, {})
+    return record.get("text") == text and is_unverified_model(str(record.get("writer")))
 
 
-def _iptc(image: ImageFile.ImageFile) -> str | None:
-    records: dict[Any, Any] = IptcImagePlugin.getiptcinfo(image) or {}
-    caption = records.get(_IPTC_CAPTION)
-    return decode_text(caption) if isinstance(caption, bytes) else None
+@functools.lru_cache(maxsize=64)
+def _provenance(folder: str, mtime: int) -> dict[str, dict[str, Any]]:
+    """`read_provenance`, again only if the file has another `mtime`."""
+    return read_provenance(folder)
 
 
 def merge_words(project: Project, image: int, kind: WriterKind, text: str | None) -> None:

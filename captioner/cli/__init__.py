@@ -23,6 +23,7 @@ from captioner.cli import (
     serve,
     tokenizer,
     train,
+    write,
 )
 from captioner.cli.console import close_stdout, open_console
 from captioner.cpu.memory import keep_freed_memory
@@ -63,6 +64,7 @@ for job in (
     train.train,
     tokenizer.tokenizer,
     annotate.annotate,
+    write.write,
     evaluate.evaluate,
     export.export,
     convert.convert,

@@ -20,6 +20,7 @@ from captioner.hub.describe import describe, model_type
 from captioner.hub.find import find_model
 from captioner.hub.load import save_model
 from captioner.model.build import build_model
+from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 FAMILIES = (vision_encoder_decoder, blip, git)
@@ -55,31 +56,34 @@ def convert_model(source: str | Path, output: Path) -> float:
         return _convert(folder, name, partial, output)
 
 
-def converted(folder: Path, name: str, cache_dir: str | Path | None = None) -> Path:
-    """The captioner that a checkpoint's folder becomes, converted once and kept in a cache of ours.
+def as_captioner(folder: Path, name: str, cache_dir: str | Path | None = None) -> Path:
+    """Return the folder of a model, or if it is a checkpoint that a family reads, that of the captioner it becomes.
+
+    It is converted once and kept in a cache of ours; stderr says so.
 
     Args:
         cache_dir: the folder that downloads are cached in; ours is made in it. Default: beside huggingface_hub's.
 
     Raises:
-        CaptionerError: as `convert_model`.
+        CaptionerError: it is neither a captioner nor convertible; the message says what it is and what reads it.
     """
     from huggingface_hub.utils import WeakFileLock
 
+    kind = model_type(folder)
+    if kind == CaptionerConfig.model_type:
+        return folder
+    if all(kind != family.MODEL_TYPE for family in FAMILIES):
+        known = ", ".join(family.MODEL_TYPE for family in FAMILIES)
+        raise CaptionerError(f"{name}: {describe(folder)}; captioner reads its own models, and converts {known}")
     output = _place(folder, Path(cache_dir) if cache_dir else None)
     with reporting(output.parent):
         output.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(output.with_name(f"{output.name}.lock")):  # of several processes, one converts
         if not output.is_dir():
-            print(f"{name}: a {model_type(folder)!r} model; converting it, once, to {output}", file=sys.stderr)
+            print(f"{name}: a {kind!r} model; converting it, once, to {output}", file=sys.stderr)
             with new_folder(output) as partial:
                 _convert(folder, name, partial, output)
     return output
-
-
-def is_convertible(kind: object) -> bool:
-    """Whether a family is of this model type."""
-    return any(kind == family.MODEL_TYPE for family in FAMILIES)
 
 
 def _place(folder: Path, cache_dir: Path | None) -> Path:

@@ -1,4 +1,5 @@
-"""How to use a CPU well: how threads wait, memory that is used again, packed linear layers.
+"""Makes torch faster on a CPU.
 
-Three files, since `threads` runs before torch is imported and `packed_linears` needs torch.
+`threads` limits how long waiting threads spin, and runs before torch is imported; `memory` keeps freed memory;
+`packed_linears` speeds up decoding, `bfloat16_gradients` training.
 """

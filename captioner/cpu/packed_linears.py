@@ -1,7 +1,7 @@
-"""Linear layers that compute from a copy of their weights in oneDNN's own order.
+"""Linear layers with a copy of their weights in oneDNN's memory layout.
 
-On an x86 CPU, torch multiplies a few rows with a large matrix at a fraction of what memory allows; a decoder step,
-which does little else, is faster with these.
+On an x86 CPU, torch multiplies a few rows with a large matrix much more slowly than memory bandwidth allows. A decoder
+step does little else, so it is faster with these layers.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 @cache
 def multiplies_bf16() -> bool:
-    """Does oneDNN take matrices in bf16 on this CPU?"""
+    """Does oneDNN multiply bf16 matrices on this CPU?"""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -25,10 +25,9 @@ def packs(dtype: torch.dtype) -> bool:
 
 
 def pack_linears(model: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Let every linear layer of a model in fp32 or bf16 on a CPU compute so, where torch can.
+    """Pack every linear layer of a model on a CPU, if oneDNN can pack its type.
 
-    The parameters stay what and where they are; the copies, in `dtype` or that of the model, take their memory once
-    more.
+    The parameters stay as they are. The copies, in `dtype` (default: the model's), take as much memory again.
     """
     parameter = next(model.parameters())
     if parameter.device.type != "cpu":
@@ -45,7 +44,7 @@ def pack_linears(model: nn.Module, dtype: torch.dtype | None = None) -> None:
 
 @contextmanager
 def packed_linears(model: nn.Module) -> Iterator[None]:
-    """`pack_linears` inside the block: for a model in training that decodes between two updates, under autocast too."""
+    """Pack the linear layers inside the block: for a model that decodes between updates, also in autocast."""
     linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     try:
         pack_linears(model, torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
@@ -56,11 +55,13 @@ def packed_linears(model: nn.Module) -> Iterator[None]:
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer in inference; an ordinary one where gradients are wanted, or once the weight has become of a type
-    that is not packed. The copy is made when first needed, and anew when the weight has changed."""
+    """A linear layer for inference; with gradients, or with a weight type that cannot be packed, an ordinary one.
+
+    The copy is made when it is first needed, and again when the weight has changed.
+    """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype | None = None) -> None:
-        """`dtype` of the copy; default: that of the weight, also once it is converted."""
+        """`dtype` is that of the copy; by default the weight's, even after the weight is converted."""
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self.dtype = dtype

@@ -1,8 +1,8 @@
-"""How OpenMP's threads wait for each other, in a process that shares its cores with other work.
+"""Limits how long OpenMP's threads spin while they wait for each other.
 
-GNU's OpenMP, which torch's wheels for Linux bring, lets a thread that waits for others spin 300,000 times, which is
-milliseconds, before it sleeps. A decoder step waits some hundred times. Where other work has the cores, a thread then
-spins on one while the thread that it waits for is not running, and captioning takes several times as long.
+GNU's OpenMP, which comes with torch's Linux wheels, lets a waiting thread spin 300,000 times, which takes milliseconds,
+before it sleeps. A decoder step waits about a hundred times. If other processes use the cores, a thread then spins on a
+core that the thread it waits for needs, and captioning takes several times as long.
 """
 
 import os
@@ -15,9 +15,9 @@ USERS_CHOICE = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def limit_spinning() -> None:
-    """Let OpenMP's threads spin 1,000 times, unless the user has said how they wait or torch is imported.
+    """Let OpenMP's threads spin only 1,000 times, unless the user has configured this.
 
-    OpenMP reads this when torch is imported; after that, see `brief_waits`.
+    OpenMP reads the setting when torch is imported; afterwards, use `brief_waits`.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in USERS_CHOICE):
         os.environ["GOMP_SPINCOUNT"] = "1000"
@@ -25,16 +25,16 @@ def limit_spinning() -> None:
 
 @contextmanager
 def brief_waits() -> Iterator[None]:
-    """Let OpenMP's threads spin 100 times in this block, where `limit_spinning` came too late.
+    """Let OpenMP's threads spin only 100 times inside the block, if `limit_spinning` came too late.
 
-    OpenMP has no call for it, but a rule: while its teams have more threads than there are cores, threads spin no
-    longer than that (libgomp's manual, under GOMP_SPINCOUNT). So other threads start a team each, which sleeps until
-    the block ends; afterwards everything is as it was.
+    OpenMP has no function for this, but a rule: threads spin no longer than that while there are more of them than
+    cores (libgomp's manual, under GOMP_SPINCOUNT). So this starts more threads with a team each, which sleep until the
+    block ends.
     """
     import torch
 
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
-    others = torch.get_num_threads() - 1  # those of a team that are not the thread that starts it
+    others = torch.get_num_threads() - 1  # threads of a team, without the one that starts it
     if not cores or not others or any(name in os.environ for name in USERS_CHOICE):
         yield
         return
@@ -51,7 +51,7 @@ def brief_waits() -> Iterator[None]:
 
 
 def _keep_a_team(done: threading.Event) -> None:
-    """Start as many threads as torch computes with, which last as long as this one."""
+    """Start a team of as many threads as torch uses; it lives until `done` is set."""
     import torch
 
     torch.zeros(torch.get_num_threads() << 16)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from captioner.data.dataset import IGNORE_INDEX, CaptionDataset, Place, TextDataset
+from captioner.data.dataset import CaptionDataset, Place, TextDataset
+from captioner.model.modeling_captioner import IGNORE_INDEX
 
 
 @dataclass
@@ -40,7 +41,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Move the encoder's inputs to the device, asynchronously on CUDA."""
-        return replace(self, encoder_inputs={name: send(value, device) for name, value in self.encoder_inputs.items()})
+        return replace(
+            self, encoder_inputs={name: to_device(value, device) for name, value in self.encoder_inputs.items()}
+        )
 
     def split(self, size: int) -> list["Batch"]:
         """Split into batches of at most `size` items."""
@@ -63,7 +66,7 @@ class Batch:
         return Batch(first.ids, first.encoder_inputs, torch.full_like(first.labels, IGNORE_INDEX), {0: ""}, tags)
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a host tensor to the device; to CUDA asynchronously, from pinned memory."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 

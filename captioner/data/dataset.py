@@ -18,9 +18,9 @@ from captioner.data.captions import encode_captions
 from captioner.data.images import ImageError, load_image
 from captioner.data.sources import Sample
 from captioner.data.tags import UNTAGGED, TagTargets
+from captioner.model.modeling_captioner import IGNORE_INDEX
 from captioner.model.preprocessing import Preprocessing
 
-IGNORE_INDEX = -100  # the label that torch's cross-entropy ignores
 CROP_RATIOS = (3 / 4, 4 / 3)  # width / height of a random crop
 
 
@@ -59,14 +59,14 @@ class CaptionDataset(Dataset):
         """`tags` has the targets of each sample, over `num_tags` tags; `weights` says how often an epoch uses each
         sample (default: once)."""
         self.samples = samples
-        self.image_processor = processor.image_processor
+        self.preprocessing: Preprocessing = processor.image_processor.preprocessing
         self.captions = encode_captions(
             [sample.captions for sample in samples], processor.tokenizer, config.max_caption_tokens
         )
         self.captions_per_image = config.captions_per_image
         self.features = features
-        self.augment = _augmentation(augmentation, processor.image_processor) if augmentation else None
-        self.min_size = _min_size(augmentation, processor.image_processor.preprocessing)
+        self.augment = _augmentation(augmentation, self.preprocessing.image_size) if augmentation else None
+        self.min_size = _min_size(augmentation, self.preprocessing)
         self.seed = seed
         self.tags = tags
         self.num_tags = num_tags
@@ -90,7 +90,7 @@ class CaptionDataset(Dataset):
         try:
             return item | {"pixel_values": self._pixels(load_image(sample.image, self.min_size), epoch, index)}
         except ImageError as error:
-            size = self.image_processor.image_size
+            size = self.preprocessing.image_size
             blank = {"pixel_values": torch.zeros(3, size, size), "error": str(error)}
             return self._without_targets(item | blank)
 
@@ -106,6 +106,11 @@ class CaptionDataset(Dataset):
     def places(self, epoch: int) -> list[Place]:
         """Return the places of an epoch: each sample as often as its weight, spread evenly over the epochs."""
         return epoch_places(len(self), epoch, self.weights)
+
+    def epoch_size(self, epoch: int) -> int:
+        """Return the number of places of an epoch."""
+        first, end = _passes(len(self), epoch, self.weights)
+        return int((end - first).sum())
 
     def fingerprint(self) -> str:
         """Return a digest of what determines the batches: the samples' ids, lengths and weights."""
@@ -130,17 +135,17 @@ class CaptionDataset(Dataset):
 
     def _pixels(self, image: Any, epoch: int, index: int) -> Tensor:
         if self.augment is None:
-            return torch.from_numpy(self.image_processor.preprocessing(image))
+            return torch.from_numpy(self.preprocessing(image))
         with torch.random.fork_rng(devices=[]):  # transforms only draw from the CPU's generator
             torch.default_generator.manual_seed(int(np.random.default_rng((self.seed, epoch, index)).integers(2**31)))
-            return torch.from_numpy(self.image_processor.preprocessing.normalize(self.augment(image)))
+            return torch.from_numpy(self.preprocessing.normalize(self.augment(image)))
 
 
-def _augmentation(config: AugmentationConfig, image_processor: Any) -> v2.Transform | None:
+def _augmentation(config: AugmentationConfig, size: int) -> v2.Transform | None:
     """Return a transform from a PIL image to one of the model's size, or None if nothing is augmented."""
     if not config.active:
         return None
-    size, amount = image_processor.image_size, config.color_jitter
+    amount = config.color_jitter
     return v2.Compose(
         [
             v2.RandomResizedCrop(size, config.crop_scale, CROP_RATIOS, interpolation=v2.InterpolationMode.BICUBIC),
@@ -186,19 +191,27 @@ class TextDataset(Dataset):
     def places(self, epoch: int) -> list[Place]:
         return epoch_places(len(self), epoch)
 
+    def epoch_size(self, epoch: int) -> int:
+        return len(self)
+
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def epoch_places(count: int, epoch: int, weights: Sequence[float] | None = None) -> list[Place]:
-    """Return the places of an epoch over `count` items; each item counts its own passes.
+    """Return the places of an epoch over `count` items; each item counts its own passes."""
+    first, end = _passes(count, epoch, weights)
+    return [(number, index) for index in range(count) for number in range(first[index], end[index])]
+
+
+def _passes(count: int, epoch: int, weights: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the passes of each item before an epoch, and before the epoch after it.
 
     Item i of weight w has had floor(w * e + shift) passes before epoch e. The shift, a multiple of the golden ratio
     modulo 1, spreads items with a weight below 1 evenly over the epochs; at weight 1, pass and epoch are equal.
     """
-    if weights is None:
-        return [(epoch, index) for index in range(count)]
     shifts = (np.arange(count) * 0.6180339887498949) % 1
-    first, end = (np.floor(np.asarray(weights) * e + shifts).astype(int) for e in (epoch, epoch + 1))
-    return [(number, index) for index in range(count) for number in range(first[index], end[index])]
+    rates = np.ones(count) if weights is None else np.asarray(weights)
+    before, after = (np.floor(rates * e + shifts).astype(int) for e in (epoch, epoch + 1))
+    return before, after

@@ -1,22 +1,22 @@
 """Decodes images: a file, bytes, an array or a Pillow image becomes an upright RGB image, or raises `ImageError`."""
 
 import functools
+import importlib
 import io
 import os
 import re
-import struct
-from collections.abc import Iterator
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from captioner.data.arrays import Array, array_to_image
+from captioner.data.encoded_images import PNG_SIGNATURE, has_all_scans, same_pixels, without_ancillary_chunks
 from captioner.errors import CaptionerError
 
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2"}
-    | {".ppm", ".pgm", ".heic", ".heif"}  # HEIC needs a Pillow plug-in, and raises an error without one
+    | {".ppm", ".pgm", ".heic", ".heif", ".jxl"}  # the last three need a Pillow plug-in, see `_PLUGINS`
 )
 """Lower-case suffixes of images, for searching folders. The decoder itself goes by content."""
 
@@ -24,11 +24,10 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit, which other code may change
 MAX_BYTES = 2**30
 
 # Pillow opens other formats too, and passes EPS to an external PostScript interpreter.
-_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
+_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "JXL")
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SIGNATURES = (b"\xff\xd8\xff", _PNG_SIGNATURE, b"GIF8", b"RIFF", b"BM", *_TIFF_SIGNATURES)
+_SIGNATURES = (b"\xff\xd8\xff", PNG_SIGNATURE, b"GIF8", b"RIFF", b"BM", *_TIFF_SIGNATURES)
 
 _JPEG_END = b"\xff\xd9"
 
@@ -107,10 +106,19 @@ def load_image(source: ImageInput, min_size: int | None = None, max_pixels: int 
     try:
         return _decode(data, name, min_size, max_pixels)
     except ImageError:
-        bare = _without_ancillary_chunks(data)
+        bare = without_ancillary_chunks(data)
         if bare is None:
             raise
     return _decode(bare, name, min_size, max_pixels)
+
+
+def open_header(data: bytes) -> ImageFile.ImageFile:
+    """Open an encoded image for its metadata; no pixel is decoded.
+
+    Raises:
+        ImageError: it is no image in a supported format.
+    """
+    return _open(data, "image in memory")
 
 
 def is_url(name: str) -> bool:
@@ -189,10 +197,13 @@ def _decode(data: bytes, name: str, min_size: int | None, max_pixels: int | None
     return upright
 
 
-def _open(data: bytes, name: str) -> Image.Image:
+def _open(data: bytes, name: str) -> ImageFile.ImageFile:
     """Read the header; the pixels are decoded later."""
+    kind = _plugin_kind(data)
+    if kind and not _load_plugin(kind):
+        raise ImageError(name, "unsupported", _PLUGINS[kind].missing)
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
+        image = Image.open(io.BytesIO(data), formats=_formats(kind))
     except UnidentifiedImageError as error:
         raise _unidentified(data, name) from error
     except Exception as error:  # decoders raise many kinds on damaged data
@@ -202,9 +213,42 @@ def _open(data: bytes, name: str) -> Image.Image:
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
+def _formats(plugin: str | None) -> tuple[str, ...]:
+    """The formats that Pillow can open, now that `plugin` is loaded."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+class _Plugin(NamedTuple):
+    """A package that teaches Pillow a format, and what to say if it is not installed."""
+
+    module: str
+    missing: str
+
+
+_PLUGINS = {
+    "HEIF": _Plugin("pillow_heif", "a HEIC image: pip install 'captioner[heif]' to read it, or convert it to JPEG"),
+    "JXL": _Plugin("pillow_jxl", "a JPEG XL image: pip install pillow-jxl-plugin to read it, or convert it to JPEG"),
+}
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO 23008-12
+_JXL_SIGNATURES = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")  # ISO 18181-2
+
+
+def _plugin_kind(data: bytes) -> str | None:
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and b"avif" not in data[8:64]:
+        return "HEIF"
+    return "JXL" if data.startswith(_JXL_SIGNATURES) else None
+
+
+@functools.cache
+def _load_plugin(kind: str) -> bool:
+    try:
+        module = importlib.import_module(_PLUGINS[kind].module)
+    except ImportError:
+        return False
+    if kind == "HEIF":  # the other registers itself
+        module.register_heif_opener()
+    return True
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int | None = None) -> None:
@@ -251,7 +295,7 @@ def _explain(error: Exception, name: str) -> ImageError:
 def _unidentified(data: bytes, name: str) -> ImageError:
     """Explain why Pillow does not recognise the data."""
     if data[4:8] == b"ftyp":
-        message = "HEIC, AVIF or video, which this Pillow cannot decode (for HEIC: pillow-heif, or convert to JPEG)"
+        message = "AVIF or video, which this Pillow cannot decode; convert it to JPEG"
         return ImageError(name, "unsupported", message)
     if data.startswith(_TIFF_SIGNATURES):
         return _unidentified_tiff(data, name)
@@ -321,50 +365,9 @@ def _with_end_marker(image: Image.Image, data: bytes, name: str) -> bytes | None
     # If pixels are missing, the decoder reads them from what follows: different data gives different pixels.
     sequel = b"".join(b"\xff" + bytes([restart, *b"\x55\xa9\x3c\x96\x1b" * 8]) for restart in range(0xD0, 0xD8))
     ended, components = written + _JPEG_END, [component for component, *_ in image.layer]
-    if _has_all_scans(written, first_scan, components) and _same_pixels(ended, written + sequel[2:] + _JPEG_END):
+    if has_all_scans(written, first_scan, components) and same_pixels(ended, written + sequel[2:] + _JPEG_END):
         return ended
     raise ImageError(name, "truncated", "the image is truncated: it has no end marker")
-
-
-def _has_all_scans(data: bytes, first_scan: int, components: list[int]) -> bool:
-    """Do the scans of a JPEG contain every coefficient of every component to its last bit (ITU T.81, B.2.3)?"""
-    known: dict[int, set[int]] = {component: set() for component in components}
-    first = data.rfind(b"\xff\xda", 0, first_scan)
-    for scan in re.finditer(rb"\xff\xda..(.)", data[first:], re.DOTALL):
-        start, count = first + scan.end(), scan[1][0]
-        given, band = data[start : start + 2 * count : 2], data[start + 2 * count : start + 2 * count + 3]
-        if len(band) == 3 and band[2] & 15 == 0:
-            for component in given:
-                known.setdefault(component, set()).update(range(band[0], band[1] + 1))
-    return all(len(coefficients) == 64 for coefficients in known.values())
-
-
-def _same_pixels(first: bytes, second: bytes) -> bool:
-    try:
-        return Image.open(io.BytesIO(first)).tobytes() == Image.open(io.BytesIO(second)).tobytes()
-    except OSError:
-        return False
-
-
-def _without_ancillary_chunks(data: bytes) -> bytes | None:
-    """Return a PNG without the chunks that its pixels do not need; None if there are none, or for other formats.
-
-    Pillow rejects a PNG whose colour profile or text is damaged or too large.
-    """
-    if not data.startswith(_PNG_SIGNATURE):
-        return None
-    chunks = list(_png_chunks(data))
-    kept = [chunk for chunk in chunks if chunk[4:5].isupper() or chunk[4:8] in (b"tRNS", b"eXIf")]
-    return _PNG_SIGNATURE + b"".join(kept) if len(kept) < len(chunks) else None
-
-
-def _png_chunks(data: bytes) -> Iterator[bytes]:
-    """Yield each chunk with its length, name and checksum; the last may be truncated."""
-    start = len(_PNG_SIGNATURE)
-    while start + 8 <= len(data):
-        end = start + 12 + struct.unpack_from(">I", data, start)[0]
-        yield data[start:end]
-        start = end
 
 
 # Pixels

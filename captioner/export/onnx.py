@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captioner.convert import as_captioner
 from captioner.decoding.defaults import options_with
 from captioner.errors import CaptionerError
 from captioner.files import new_folder, reporting, whole_file
@@ -87,7 +88,8 @@ def export_model(
         raise CaptionerError(f"precision {precision!r}: choose {', '.join(EQUAL_TOKENS)}")
     with new_folder(output) as partial:
         folder, name = find_model(model)
-        card, network = read_card(folder, name), _load(folder, name)
+        folder = _model_folder(folder, name)
+        card, network = read_card(folder, name), load_model(folder, name)[0].eval()
         if adapter is not None:
             name = f"{name} with {merge_adapter(network, adapter)}"
         for file in SETTINGS:
@@ -110,8 +112,8 @@ def export_in_place(model: str | Path) -> Agreement:
             graphs disagree with it as in `export_model`, or the folder cannot be written.
     """
     folder, name = find_model(model)
-    network = _load(folder, name)
-    weights = folder / WEIGHTS
+    folder = _model_folder(folder, name)
+    network, weights = load_model(folder, name)[0].eval(), folder / WEIGHTS
     with reporting(folder):
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         with tempfile.TemporaryDirectory(prefix="graphs.", dir=folder) as temporary:
@@ -129,10 +131,10 @@ def export_in_place(model: str | Path) -> Agreement:
     return agreement
 
 
-def _load(folder: Path, name: str) -> CaptionerForConditionalGeneration:
+def _model_folder(folder: Path, name: str) -> Path:
     if is_export(folder):
         raise CaptionerError(f"{name}: exported already; export the model it was made from")
-    return load_model(folder, name)[0].eval()
+    return as_captioner(folder, name)
 
 
 def _write_format(folder: Path, precision: str, name: str, weights_digest: str | None) -> None:

@@ -16,6 +16,7 @@ from captioner.decoding.options import GenerationOptions, word_options
 from captioner.errors import CaptionerError
 from captioner.files import new_folder
 from captioner.hub.adapters import find_adapter
+from captioner.hub.describe import model_type
 from captioner.hub.find import find_model
 from captioner.infer.backend import Backend, CaptionStream, Preprocess
 from captioner.infer.caption import Caption
@@ -82,9 +83,10 @@ class Captioner:
         """Load a model.
 
         Args:
-            model: None or "default" for the bundled model; a folder that training or `captioner export` wrote; else
-                `owner/name` on the Hugging Face Hub, downloaded or taken from the cache (from the cache only if
-                HF_HUB_OFFLINE=1).
+            model: None or "default" for the bundled model; a folder that training or `captioner export` wrote, or a
+                checkpoint that `captioner convert` reads, which is converted once; else `owner/name` or
+                `owner/name@revision` on the Hugging Face Hub, downloaded or taken from the cache (from the cache only
+                if HF_HUB_OFFLINE=1).
             revision: branch, tag or commit on the Hub.
             token: the Hub's access token; None uses the saved one, False none.
             cache_dir: the folder that downloads are cached in; default: huggingface_hub's.
@@ -105,6 +107,10 @@ class Captioner:
         folder, name = find_model(model, revision, token, cache_dir)
         dtype_name = str(dtype).removeprefix("torch.")
         precision = PRECISIONS.get(dtype_name, dtype_name)
+        if not is_export(folder) and model_type(folder) != "captioner":
+            from captioner.convert import as_captioner
+
+            folder = as_captioner(folder, name, cache_dir)
         graphs = choose_graphs(folder, name, backend, str(device), precision, adapter is not None)
         shown = name if adapter is None else f"{name} with {find_adapter(adapter)[1]}"
 

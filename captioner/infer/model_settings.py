@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from captioner.decoding.defaults import generation_defaults, options_with
 from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
@@ -59,8 +61,7 @@ def read_settings(folder: Path) -> ModelSettings:
             if token not in range(vocab_size):
                 raise ValueError(f"token {token}; the model has those from 0 to {vocab_size - 1}")
     with _reading(folder / "processor_config.json") as processor:
-        given, names = processor["image_processor"], [field.name for field in fields(Preprocessing)]
-        preprocessing = Preprocessing(**{name: given[name] for name in names if name in given})
+        preprocessing = _preprocessing(processor["image_processor"])
     settings = ModelSettings(
         start=start,
         end=end,
@@ -77,6 +78,27 @@ def read_settings(folder: Path) -> ModelSettings:
             settings = replace(settings, defaults=generation_defaults(generation))
             settings.max_steps(options_with(settings.defaults, {}))
     return settings
+
+
+def _preprocessing(saved: dict[str, Any]) -> Preprocessing:
+    """Read an image processor's settings in transformers' names, or in those of captioner 0.1."""
+    for step in ("do_resize", "do_rescale", "do_normalize"):
+        if not saved.get(step, True):
+            raise ValueError(f"{step} is off, which captioner does not support")
+    if "image_size" in saved:
+        names = [field.name for field in fields(Preprocessing)]
+        return Preprocessing(**{name: saved[name] for name in names if name in saved})
+    height, width = saved["size"]["height"], saved["size"]["width"]
+    if height != width:
+        raise ValueError(f"size {saved['size']}: captioner's images are squares")
+    return Preprocessing(
+        image_size=height,
+        resize_mode=saved.get("resize_mode", "crop"),
+        crop_pct=saved.get("crop_pct", 1.0),
+        interpolation=Image.Resampling(saved["resample"]).name.lower(),
+        mean=tuple(saved["image_mean"]),
+        std=tuple(saved["image_std"]),
+    )
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Model code knows tensors, not strings; flat files, so that `save_pretrained` can copy them beside a checkpoint."""
+"""The model. These files import only each other, so that `save_pretrained` can copy them into a checkpoint."""

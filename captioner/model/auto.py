@@ -1,7 +1,6 @@
-"""Registers captioner's classes with transformers' Auto classes, on import.
+"""Registers captioner's classes with transformers' Auto classes when it is imported.
 
-`import captioner` alone does not: it loads neither torch nor transformers. Nor does `import captioner.model`, because
-exported models share its preprocessing and run without torch.
+`import captioner` and `import captioner.model` do not, so that exported models can run without torch and transformers.
 """
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer

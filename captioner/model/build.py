@@ -1,4 +1,4 @@
-"""From a configuration to a model and a processor, pretrained trunk weights loaded after construction."""
+"""Builds a model and an image processor from a configuration, and loads pretrained trunk weights into it."""
 
 import difflib
 import textwrap
@@ -16,26 +16,30 @@ from .processing_captioner import CaptionerImageProcessor
 
 
 def build_model(config: CaptionerConfig) -> CaptionerForConditionalGeneration:
-    """A captioner with random weights.
+    """Build a captioner with random weights.
 
     Raises:
         ValueError: timm has no such model.
     """
-    if ":" not in config.encoder_name and not timm.is_model(config.encoder_name):  # hf-hub:owner/name is timm's to find
+    if ":" not in config.encoder_name and not timm.is_model(
+        config.encoder_name
+    ):  # timm looks up hf-hub:owner/name itself
         near = difflib.get_close_matches(config.encoder_name, timm.list_models(), 1)
         raise ValueError(f"timm has no {config.encoder_name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     return CaptionerForConditionalGeneration(config)
 
 
 def load_trunk(model: CaptionerForConditionalGeneration, weights: str) -> list[str]:
-    """Give the trunk pretrained weights, position embeddings resampled to its image size: timm's own, by a timm name
-    with its tag, or those of a safetensors file in timm's naming.
+    """Load pretrained weights into the trunk; position embeddings are resampled to its image size.
+
+    Args:
+        weights: a timm name, possibly with a tag, or a safetensors file with timm's names.
 
     Returns:
-        The names of the tensors that the trunk has no place for: a classifier's.
+        The names of tensors that were not used: those of a classifier.
 
     Raises:
-        ValueError: the file is absent, not safetensors, or not of this trunk; timm has no such weights.
+        ValueError: the file is missing, is not safetensors, or does not fit the trunk; timm has no such weights.
     """
     trunk = model.encoder.trunk.model
     if names_timm_model(weights):
@@ -47,19 +51,21 @@ def load_trunk(model: CaptionerForConditionalGeneration, weights: str) -> list[s
 
 
 def change_image_size(model: CaptionerForConditionalGeneration, image_size: int) -> None:
-    """Make a captioner one for images of another size, its trunk's position embeddings resampled.
+    """Change a captioner's image size; the trunk's position embeddings are resampled.
 
     Raises:
-        ValueError, RuntimeError: timm's trunk does not take images of that size, or its weights do not fit them.
+        ValueError, RuntimeError: the trunk does not support that size, or its weights do not fit.
     """
     trunk = model.encoder.trunk
     model.config.image_size = image_size
-    drawn = create_timm_model(model.config).state_dict()  # has a place in timm's loader for a pooling that was cut off
+    drawn = create_timm_model(
+        model.config
+    ).state_dict()  # includes the pooling that we removed, which timm's loader expects
     trunk.model = _trunk_with(model.config, drawn | trunk.model.state_dict())
 
 
 def names_timm_model(name: str) -> bool:
-    """Whether timm has this model, be it with a tag for its weights (`resnet50.a1_in1k`) or without."""
+    """Does timm have this model? The name may have a tag for its weights (`resnet50.a1_in1k`)."""
     return bool(timm.is_model(name.partition(".")[0]))
 
 
@@ -85,9 +91,9 @@ def _trunk_from_file(config: CaptionerConfig, path: Path, heads: tuple[str, ...]
 
 
 def _trunk_with(config: CaptionerConfig, weights: dict[str, Tensor]) -> nn.Module:
-    """timm's own loader does the work: position embeddings of another image size fit themselves."""
-    # Weights of no classes, as the trunk has none, are loaded strictly. Else timm lets those of another model pass for
-    # one with a new head, and leaves the trunk random.
+    """Load weights with timm's loader, which resamples position embeddings."""
+    # As the trunk has no classes either, timm loads the weights strictly. Otherwise it would accept those of another
+    # model as one with a new head, and leave the trunk random.
     overlay = {"state_dict": weights, "num_classes": 0, "label_offset": 0}
     return create_trunk(config, pretrained=True, pretrained_cfg_overlay=overlay)
 
@@ -95,13 +101,13 @@ def _trunk_with(config: CaptionerConfig, weights: dict[str, Tensor]) -> nn.Modul
 def build_image_processor(
     model: CaptionerForConditionalGeneration, resize_mode: str = "crop", crop_pct: float = 1.0
 ) -> CaptionerImageProcessor:
-    """Mean, std and interpolation as the trunk was pretrained with, at the model's image size."""
+    """Build an image processor with the trunk's pretraining mean, std and interpolation, and the model's image size."""
     data_config = timm.data.resolve_model_data_config(model.encoder.trunk.model)
     return CaptionerImageProcessor(
-        image_size=model.config.image_size,
+        size=model.config.image_size,
+        resample=data_config["interpolation"],
+        image_mean=data_config["mean"],
+        image_std=data_config["std"],
         resize_mode=resize_mode,
         crop_pct=crop_pct,
-        interpolation=data_config["interpolation"],
-        mean=data_config["mean"],
-        std=data_config["std"],
     )

@@ -12,18 +12,18 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_captioner import CaptionerConfig
 from .layers import TransformerLayer
+from .recording import Recording
 
 
 class TimmTrunk(nn.Module):
-    """A timm model cut before its head, giving tokens [B, P, C] whatever its family.
+    """A timm model without its head; returns tokens [B, P, C] for every family of models.
 
-    Batch-norm statistics stay as they were pretrained: caption batches are small and correlated, and the
-    trunk then computes the same in training and in inference.
+    Batch norms keep their pretrained statistics: caption batches are small and correlated, and this way the trunk
+    computes the same in training and in inference.
     """
 
     def __init__(self, config: CaptionerConfig) -> None:
@@ -43,8 +43,7 @@ class TimmTrunk(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[B, 3, height, width] -> tokens [B, prefix + rows * columns, C] and (rows, columns)."""
-        with DepthwiseInFloat32() if _learns_in_bfloat16_on_cpu(pixel_values) else nullcontext():
-            features = self.model.forward_features(pixel_values.contiguous(memory_format=torch.channels_last))
+        features = self.model.forward_features(pixel_values.contiguous(memory_format=torch.channels_last))
         if features.ndim == 3:
             prefix, patches = features.split(
                 [self.num_prefix_tokens, features.shape[1] - self.num_prefix_tokens], dim=1
@@ -66,33 +65,18 @@ class TimmTrunk(nn.Module):
         return rows, num_patches // rows
 
 
-class DepthwiseInFloat32(TorchFunctionMode):
-    """Under autocast to bfloat16, depthwise convolutions that learn, or that what learns lies before, in float32: on a
-    CPU, gradients of theirs are two to fifteen times as fast so."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.conv2d or args[1].shape[1] > 1 or not any(tensor.requires_grad for tensor in args[:2]):
-            return func(*args, **(kwargs or {}))
-        with torch.autocast("cpu", enabled=False):
-            return func(args[0].float(), *args[1:], **(kwargs or {})).bfloat16()
-
-
-def _learns_in_bfloat16_on_cpu(inputs: Tensor) -> bool:
-    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return inputs.device.type == "cpu" and autocast and torch.is_grad_enabled()
-
-
 def create_trunk(config: CaptionerConfig, name: str | None = None, **kwargs: Any) -> Any:
-    """The timm model (a module with more to it than `nn.Module` tells) without its head.
+    """Create the timm model without its head (`Any`: it has more methods than `nn.Module`).
 
-    Random unless `kwargs` ask for weights, which a constructor never does; `name`, default `config.encoder_name`, may
-    then tell which by its tag.
+    Args:
+        name: the timm name, possibly with a tag for its weights; default: `config.encoder_name`.
+        kwargs: passed to `timm.create_model`; without `pretrained=True`, weights are random.
 
     Raises:
         ValueError: `encoder_kwargs` has a key that the model does not know.
     """
     trunk = create_timm_model(config, name, **kwargs)
-    # A head that never runs would leave parameters without gradients, which data-parallel training refuses.
+    # Parameters of an unused head would get no gradients, which data-parallel training does not accept.
     trunk.reset_classifier(0, "")
     for head in ("fc_norm", "head"):
         if hasattr(trunk, head):
@@ -101,15 +85,15 @@ def create_trunk(config: CaptionerConfig, name: str | None = None, **kwargs: Any
 
 
 def create_timm_model(config: CaptionerConfig, name: str | None = None, **kwargs: Any) -> Any:
-    """The timm model that `create_trunk` cuts: of no classes, its pooling still in place."""
+    """Create the timm model without classes, but still with its pooling."""
     name = name or config.encoder_name
     arguments = {"num_classes": 0, **config.encoder_kwargs, **kwargs}
     if config.encoder_layer_norm_eps is not None:
         arguments["norm_layer"] = partial(nn.LayerNorm, eps=config.encoder_layer_norm_eps)
     try:
-        # At once, not resized after loading: position embeddings would pass through the trunk's own size and blur.
+        # With the final size: if the model were resized later, position embeddings would be resampled twice and blur.
         return timm.create_model(name, **{"img_size": config.image_size, **arguments})
-    except TypeError:  # a CNN, which takes images of any size
+    except TypeError:  # a CNN, which accepts images of any size
         try:
             return timm.create_model(name, **arguments)
         except TypeError as error:
@@ -134,33 +118,35 @@ class CaptionerEncoder(nn.Module):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutput | tuple[Tensor, ...]:
-        """Images [B, 3, height, width], or trunk tokens [B, P, C] computed before, -> last_hidden_state [B, P, D].
+        """Images [B, 3, height, width], or cached trunk tokens [B, P, C], -> last_hidden_state [B, P, D].
 
-        `generate` passes `output_attentions` and `output_hidden_states`.
+        Hidden states and attention weights are those of the layers over the trunk (`encoder_layers`), not the trunk's.
 
         Raises:
-            ValueError: both kinds of input or neither; attentions or hidden states, which are not kept, are asked for.
+            ValueError: both kinds of input are given, or neither.
         """
         if (pixel_values is None) == (trunk_features is None):
             raise ValueError("the encoder needs either pixel_values or trunk_features")
-        if output_attentions or output_hidden_states:
-            raise ValueError("output_attentions and output_hidden_states are not supported")
         grid = None
         if pixel_values is not None:
-            learns = any(parameter.requires_grad for parameter in self.trunk.parameters())
-            with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-                # Processors give float32 whatever the weights are: a checkpoint stored in half precision stays in it.
+            is_trained = any(parameter.requires_grad for parameter in self.trunk.parameters())
+            with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained):
+                # Processors return float32; the weights may be in half precision.
                 trunk_features, grid = self.trunk(pixel_values.to(next(self.trunk.parameters()).dtype))
         elif trunk_features is not None:
-            # Of the bridge where it has weights: the trunk at rest need not be in the same precision.
+            # The bridge's type if it has weights, because a frozen trunk may have another precision.
             trunk_features = trunk_features.to(next(chain(self.bridge.parameters(), self.trunk.parameters())).dtype)
-        last_hidden_state = self.bridge(trunk_features, self.trunk.num_prefix_tokens, grid)
-        output = BaseModelOutput(last_hidden_state=last_hidden_state)
+        recorded = None
+        if output_attentions or output_hidden_states:
+            recorded = Recording(self.bridge.layers, output_attentions, output_hidden_states)
+        with recorded or nullcontext():
+            last_hidden_state = self.bridge(trunk_features, self.trunk.num_prefix_tokens, grid)
+        output = BaseModelOutput(last_hidden_state, **(recorded.of_encoder(last_hidden_state) if recorded else {}))
         return output if return_dict is not False else output.to_tuple()
 
 
 class Bridge(nn.Module):
-    """From trunk tokens to what the decoder reads: norm, projection, 2-D positions and the hybrid's own layers."""
+    """Maps trunk tokens to the decoder's width: norm, projection, and in a hybrid, positions and Transformer layers."""
 
     def __init__(self, config: CaptionerConfig, trunk_width: int) -> None:
         super().__init__()
@@ -176,7 +162,7 @@ class Bridge(nn.Module):
         self.norm = nn.LayerNorm(width, eps or config.layer_norm_eps) if config.encoder_norm else nn.Identity()
 
     def forward(self, tokens: Tensor, num_prefix_tokens: int, grid: tuple[int, int] | None) -> Tensor:
-        """[B, P, C] -> [B, P, D]; without a grid the tokens are of a square image."""
+        """[B, P, C] -> [B, P, D]; without a grid, the image is square."""
         hidden_states = self.dropout(self.projection(self.input_norm(tokens)))
         if len(self.layers) > 0:
             rows, columns = grid or _square_grid(tokens.shape[1] - num_prefix_tokens)
@@ -196,9 +182,9 @@ def _square_grid(num_tokens: int) -> tuple[int, int]:
 
 
 def sincos_position_embedding(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
-    """[rows * columns, width]: fixed 2-D embedding, half for each axis (Vaswani et al. 2017, section 3.5).
+    """Fixed 2-D embedding [rows * columns, width], half for each axis (Vaswani et al. 2017, section 3.5).
 
-    A function of the grid, so that any image size works, and never a buffer that loading could lose.
+    It is computed from the grid, so it works for any image size and needs no buffer.
     """
     frequencies = 10_000 ** -(torch.arange(width // 4, device=device) / (width // 4))
     row, column = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")

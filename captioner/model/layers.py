@@ -143,16 +143,8 @@ class TransformerLayer(GradientCheckpointingLayer):
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """Scaled dot-product attention of [N, H, T, D / H] over [N, H, S, D / H]; `mask` is True where a key may be seen.
-
-    SDPA, but written out for bfloat16 gradients on a CPU, where torch's fused kernel takes three to five times as long.
-    """
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(query, key, value, mask, is_causal=is_causal)
-    if is_causal:
-        mask = causal_mask(query.shape[2], key.shape[2], query.device)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1) @ value
+    """Attention of queries [N, H, T, D / H] over [N, H, S, D / H]; `mask` is True where a key may be seen."""
+    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=is_causal)
 
 
 def attention_after_image(

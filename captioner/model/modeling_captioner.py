@@ -3,6 +3,7 @@
 Shapes: B images, K captions an image, N = B * K sequences, T tokens, P image tokens, D width, V vocabulary.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,14 +18,16 @@ from .configuration_captioner import CaptionerConfig
 from .decoder import CaptionerDecoder
 from .encoder import CaptionerEncoder, create_trunk
 from .heads import CaptionerHeads, ContrastiveHead
+from .recording import Recording
 
 IGNORE_INDEX = -100
+"""The label of positions that count towards no loss, as in torch's cross-entropy."""
 
 
 def shift_tokens_right(labels: Tensor, decoder_start_token_id: int, pad_token_id: int) -> Tensor:
     """Decoder inputs [N, T] for labels [N, T]: position t reads label t - 1, position 0 the start token.
 
-    This is the only shift in the project: the logits at position t are scored against label t as it stands.
+    This is the only shift in the project: the logits at position t are scored against label t.
     """
     inputs = labels.roll(1, dims=1)
     inputs[:, 0] = decoder_start_token_id
@@ -32,10 +35,10 @@ def shift_tokens_right(labels: Tensor, decoder_start_token_id: int, pad_token_id
 
 
 def caption_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of logits [..., T, V] against labels [..., T], and the number of valid tokens.
+    """Return the summed cross-entropy of logits [..., T, V] against labels [..., T], and the number of valid tokens.
 
-    Sum and count stay apart so that a mean over processes and accumulation steps is one true mean. Smoothing
-    spreads its mass evenly over the vocabulary (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7).
+    Sum and count are separate so that the mean over processes and accumulation steps is exact. Smoothing spreads its
+    mass evenly over the vocabulary (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7).
     """
     total = F.cross_entropy(
         logits.flatten(0, -2).float(),
@@ -65,7 +68,7 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         self.heads = CaptionerHeads(config)
         for module in self.encoder.trunk.model.modules():
-            module._is_hf_initialized = True  # timm initialised it; transformers' own scheme would spoil it
+            module._is_hf_initialized = True  # timm has initialised it; transformers must not do so again
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -75,9 +78,9 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with the trunk's unsaved buffers (Swin's index tables, ...) computed anew.
+        """Load a model as transformers does, then compute the trunk's non-persistent buffers (such as Swin's tables).
 
-        The model is built on the meta device, where such buffers have no values to keep.
+        transformers builds the model on the meta device, where these buffers have no values.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -122,8 +125,8 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def generate(
         self, *args: Any, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """As in transformers. `input_ids` [B, T] with their `attention_mask`, as the processor makes them of texts, are
-        how captions begin: so transformers' image-text-to-text pipeline passes its text."""
+        """As in transformers. In addition, captions may begin with texts: `input_ids` [B, T] and their `attention_mask`
+        from the processor, which transformers' image-text-to-text pipeline passes."""
         if input_ids is not None:
             kwargs |= self._beginnings(input_ids, attention_mask)
             longest = self.config.max_position_embeddings + 1 - kwargs["decoder_input_ids"].shape[1]
@@ -133,7 +136,7 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return super().generate(*args, **kwargs)
 
     def _beginnings(self, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
-        """Texts with an end-of-sequence token -> decoder inputs: after the start token, padded on the left."""
+        """Turn texts with an end-of-sequence token into decoder inputs: a start token first, padding on the left."""
         config = self.config
         kept = input_ids != config.eos_token_id
         if attention_mask is not None:
@@ -158,23 +161,40 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         trunk_features: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
         """Encode the images (unless `encoder_outputs` is given) and decode captions against them.
 
-        There is no `**kwargs`: an argument that this model does not know raises a TypeError. A name that transformers
-        changes must not vanish in silence, as `past_key_values` did when it became `cache`.
+        There is no `**kwargs`, so an unknown argument raises a TypeError. When transformers renamed `past_key_values`
+        to `cache`, a silent `**kwargs` lost the cache.
 
         Args:
-            pixel_values: [B, 3, height, width], as the processor gives them.
-            trunk_features: [B, P, C], the trunk's tokens in place of pixels (cached by training).
-            decoder_input_ids: [B * K, T]: K captions an image, an image's captions in adjacent rows.
-            labels: [B * K, T], `IGNORE_INDEX` where nothing is to be predicted; gives `decoder_input_ids` by
-                `shift_tokens_right` where these are not given, and the loss: mean cross-entropy over valid tokens
-                (over `num_items_in_batch` where given).
-            return_dict: False returns a tuple of the fields that are not None.
+            pixel_values: [B, 3, height, width], from the processor.
+            trunk_features: [B, P, C], the trunk's tokens instead of pixels (training caches them).
+            decoder_input_ids: [B * K, T]: K captions for each image, in adjacent rows; default: from the labels, by
+                `shift_tokens_right`.
+            labels: [B * K, T], `IGNORE_INDEX` where nothing is predicted. The loss is the mean cross-entropy over valid
+                tokens, or its sum divided by `num_items_in_batch`.
+            return_dict: False returns a tuple of the fields that are not None. This and the next two default to the
+                configuration.
+            output_attentions: return attention weights. torch's fused kernels are then not used.
+            output_hidden_states: return the input of every layer, and the output of the last one after its norm. The
+                encoder's begin after the trunk.
+            logits_to_keep: compute only the last logits, so many, or those at these positions; 0 means all.
         """
+        config = self.config
+        return_dict = config.return_dict if return_dict is None else return_dict
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(pixel_values=pixel_values, trunk_features=trunk_features)
+            encoder_outputs = self.encoder(
+                pixel_values=pixel_values,
+                trunk_features=trunk_features,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+            )
         if decoder_input_ids is None:
             if labels is None:
                 raise ValueError("forward needs decoder_input_ids or labels")
@@ -182,8 +202,15 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if use_cache and cache is None:
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
-        hidden_states = self.decoder(decoder_input_ids, encoder_outputs[0], decoder_attention_mask, cache)
-        logits = self.lm_head(hidden_states)
+        if output_attentions and config.image_prefix:
+            raise ValueError("output_attentions is not supported with image_prefix")
+        recorded = None
+        if output_attentions or output_hidden_states:
+            recorded = Recording(self.decoder.layers, output_attentions, output_hidden_states)
+        with recorded or nullcontext():
+            hidden_states = self.decoder(decoder_input_ids, encoder_outputs[0], decoder_attention_mask, cache)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden_states[:, kept])
 
         loss = None
         if labels is not None:
@@ -194,9 +221,12 @@ class CaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits=logits,
             cache=cache,
             encoder_last_hidden_state=encoder_outputs[0],
+            encoder_hidden_states=getattr(encoder_outputs, "hidden_states", None),
+            encoder_attentions=getattr(encoder_outputs, "attentions", None),
+            **(recorded.of_decoder(hidden_states) if recorded else {}),
         )
-        return output if return_dict is not False else output.to_tuple()
+        return output if return_dict else output.to_tuple()
 
 
-# save_pretrained then copies this code into the folder, for trust_remote_code=True.
+# So that save_pretrained copies this code into the folder, for trust_remote_code=True.
 CaptionerForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

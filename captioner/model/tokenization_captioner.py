@@ -8,8 +8,8 @@ from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 class CaptionerTokenizer(SentencePieceBackend):
     """Text <-> ids; `tokenizer(text).input_ids` ends with the end-of-sequence token and has no start token.
 
-    The model file's own normalisation (NFKC, lower case where trained so) is part of every encoding. Text that spells
-    a special token, as in "a sign that says </s>", is encoded as text.
+    The model file normalises every text (NFKC, and lower case if it was trained that way). Text that looks like a
+    special token, as in "a sign that says </s>", is encoded as text.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 - transformers' form
@@ -35,7 +35,7 @@ class CaptionerTokenizer(SentencePieceBackend):
         )
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        # By way of ids: characters that the model does not know would come back as they are, and might spell a token.
+        # Through ids: `encode` to pieces would return unknown characters unchanged, which might look like a token.
         return self.sp_model.id_to_piece(self.sp_model.encode(text))
 
     def build_inputs_with_special_tokens(
@@ -47,5 +47,5 @@ class CaptionerTokenizer(SentencePieceBackend):
         return self.sp_model.decode_pieces(tokens)
 
 
-# save_pretrained then copies this code into the folder, for trust_remote_code=True.
+# So that save_pretrained copies this code into the folder, for trust_remote_code=True.
 CaptionerTokenizer.register_for_auto_class()

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from captioner.annotate.project import Project, stacks
 from captioner.annotate.records import Decision, ProjectImage, Verdict
-from captioner.data.sources.sample import MAX_CAPTION_CHARACTERS
+from captioner.data.caption_checks import MAX_CAPTION_CHARACTERS
 from captioner.errors import CaptionerError
 from captioner.review.queries import Selection
 

@@ -1,1 +1,1 @@
-"""Training: what is learnt (objectives), by whom and when (phases), and the loop that does it (trainer)."""
+"""Training: the objectives (task), the phases (phases), and the loop (trainer)."""

@@ -1,4 +1,4 @@
-"""An image's captions one after another in one row, so that the decoder computes hardly any padding.
+"""Packs the captions of an image into one row, so that the decoder computes hardly any padding.
 
 Shapes: B images, K captions an image, T tokens of the longest caption, S tokens of the longest row.
 """
@@ -11,15 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.config import Objective
-from captioner.data.batches import send
+from captioner.data.batches import to_device
 from captioner.model.modeling_captioner import IGNORE_INDEX
 
 
 class PackedCaptions(NamedTuple):
-    """What the decoder reads, and which of its outputs are whose.
+    """The decoder's inputs, and the positions of each objective's tokens in its outputs.
 
-    `input_ids` and `position_ids` are [B, S]; by `attention_mask` [B, 1, S, S] a token sees what precedes it in its own
-    caption. `places` holds for each objective where among B * S its tokens are, [N] in the order of its valid labels.
+    `input_ids` and `position_ids` are [B, S]; with `attention_mask` [B, 1, S, S] a token sees only the earlier tokens
+    of its own caption. `places` maps an objective to the indices [N] among B * S of its tokens, in the order of its
+    valid labels.
     """
 
     input_ids: Tensor
@@ -28,16 +29,16 @@ class PackedCaptions(NamedTuple):
     places: dict[Objective, Tensor]
 
     def to(self, device: torch.device) -> "PackedCaptions":
-        input_ids, position_ids, attention_mask = (send(tensor, device) for tensor in self[:3])
-        places = {name: send(own, device) for name, own in self.places.items()}
+        input_ids, position_ids, attention_mask = (to_device(tensor, device) for tensor in self[:3])
+        places = {name: to_device(own, device) for name, own in self.places.items()}
         return PackedCaptions(input_ids, position_ids, attention_mask, places)
 
 
 def pack_captions(labels: Mapping[Objective, Tensor], decoder_inputs: Callable[[Tensor], Tensor]) -> PackedCaptions:
-    """Pack the captions of all objectives, labels [B, K, T] of any K and T each, so that they share one pass.
+    """Pack the captions of all objectives, labels [B, K, T] with any K and T, so that they share one pass.
 
-    `decoder_inputs` maps labels [B * K, T] to what the decoder reads for them. Labels are the host's: how long rows are
-    depends on them, which on a CUDA device would have to be waited for.
+    `decoder_inputs` maps labels [B * K, T] to the decoder's input ids. Labels must be on the host: the length of the
+    rows depends on them, and reading it from a CUDA device would mean waiting.
     """
     side_by_side = _side_by_side(list(labels.values()))
     valid = (side_by_side != IGNORE_INDEX).flatten(1)

@@ -1,6 +1,6 @@
-"""Checkpoints: a model folder as transformers writes it, and beside it all that a resumed training needs.
+"""Checkpoints: a model folder in transformers' format, plus everything that a resumed training needs.
 
-Everything is safetensors and JSON: reading a checkpoint never runs code.
+All files are safetensors or JSON, so reading a checkpoint never runs code.
 """
 
 import json
@@ -22,11 +22,17 @@ from captioner.train.fsdp import part_like
 
 @dataclass
 class Progress:
-    """Where the training stands: `epoch` stretches of the recipe are done, and `step` optimizer steps of the next.
+    """How far the training is.
 
-    `phases` names the phase of each stretch begun, `courses` holds by phase what decided its steps
-    (`resume_checks.course`).
-    `history` holds the scores of every validation, `captions` what the last one said of the photos it showed.
+    Attributes:
+        epoch: how many stretches of the recipe are finished.
+        step: how many optimizer steps of the next stretch are finished.
+        global_step: how many optimizer steps are finished in all.
+        best: the best validation score.
+        phases: the phase of each stretch begun.
+        courses: what determined the batches of each phase (`resume_checks.course`).
+        history: the scores of every validation.
+        captions: the captions that the last validation showed, by the photo's row.
     """
 
     epoch: int = 0
@@ -40,7 +46,7 @@ class Progress:
 
 
 def training_tensors(optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> dict[str, Tensor]:
-    """What optimizer and average hold, whole or in parts as the model is."""
+    """Return the tensors of the optimizer and the average, sharded as the model is."""
     state = optimizer.state_dict()["state"]
     tensors = {
         f"optimizer.{index}.{name}": torch.as_tensor(value)
@@ -59,11 +65,12 @@ def save_training_state(
     tensors: dict[str, Tensor],
     scaler: torch.amp.GradScaler | None,
 ) -> None:
-    """Write all but the weights.
+    """Write everything but the weights.
 
-    `origin` is what of the recipe must not change (`resume_checks.origin`); `tensors` are the `training_tensors`,
-    whole, so that any number of processes can go on from them, and `random_states` [processes, bytes] of the
-    generators that dropout draws from.
+    Args:
+        origin: the part of the recipe that must not change (`resume_checks.origin`).
+        tensors: the `training_tensors`, unsharded so that any number of processes can resume, and `random_states`
+            [processes, bytes], the states of the generators that dropout draws from.
     """
     save_file(tensors, folder / "training_state.safetensors")
     state = {"progress": asdict(progress), "origin": origin, "scaler": scaler.state_dict() if scaler else None}
@@ -71,7 +78,7 @@ def save_training_state(
 
 
 def load_progress(folder: Path) -> tuple[Progress, dict[str, Any]]:
-    """Where the training stands, and the `origin` of its weights: empty in a checkpoint of an earlier version.
+    """Return the progress and the `origin` of a checkpoint (empty if an earlier version wrote it).
 
     Raises:
         CaptionerError: the folder is not a checkpoint.
@@ -87,9 +94,9 @@ def load_training_state(
     average: WeightAverage | None,
     scaler: torch.amp.GradScaler | None,
 ) -> Tensor:
-    """Put everything back where it was, and give every process's generator state.
+    """Restore optimizer, average and scaler; return the generator state of every process.
 
-    An average that the training did not have before begins with the weights as they are.
+    If the checkpoint has no average, the average starts from the current weights.
 
     Raises:
         CaptionerError: the folder is not a checkpoint of this model.
@@ -120,14 +127,14 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def random_state(device: torch.device) -> Tensor:
-    """Bytes of the CPU generator and, after them, of the device's own."""
+    """Return the state of the CPU's generator, followed by that of a CUDA device, as bytes."""
     state = torch.get_rng_state()
     return torch.cat([state, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else state
 
 
 def restore_random_state(state: Tensor, device: torch.device) -> None:
     size = len(torch.get_rng_state())
-    torch.set_rng_state(state[:size].clone())  # set_rng_state overlooks where a view begins
+    torch.set_rng_state(state[:size].clone())  # set_rng_state ignores the offset of a view
     if device.type == "cuda" and len(state) > size:
         torch.cuda.set_rng_state(state[size:].clone(), device)
 

@@ -1,4 +1,4 @@
-"""Images and their captions drawn together, images and the captions of others pushed apart, over all processes.
+"""The contrastive loss between images and captions, over all processes.
 
 Source: J. Yu et al., "CoCa: Contrastive Captioners are Image-Text Foundation Models", https://arxiv.org/abs/2205.01917,
 eq. 2. Shapes: N pairs of this process, M of all processes, E width.
@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, gather: bool = True) -> Tensor:
-    """Sum over this process's pairs of -log p(its text | image) and -log p(its image | text), halved.
+    """Sum -log p(text | image) / 2 - log p(image | text) / 2 over this process's pairs.
 
-    `images` and `texts` are unit vectors [N, E], row by row a pair; the others are those of all processes,
-    which all have to take part, or with `gather` off those of this one.
+    Row i of `images` and of `texts`, unit vectors [N, E], are a pair. With `gather`, the other pairs are those of all
+    processes, which must all call this; otherwise those of this process.
     """
     start, (all_images, all_texts) = 0, (images, texts)
     if gather and distributed.is_initialized() and distributed.get_world_size() > 1:
@@ -26,7 +26,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, gather: bool 
 
 
 def _gather_rows(*tensors: Tensor) -> tuple[int, list[Tensor]]:
-    """Rows of all processes, [N, E] -> [M, E], with gradients back to where they came from; and where ours start."""
+    """Gather the rows of all processes, [N, E] -> [M, E], with gradients; also return the index of our first row."""
     size = torch.tensor([len(tensors[0])], device=tensors[0].device)
     sizes = [torch.zeros_like(size) for _ in range(distributed.get_world_size())]
     distributed.all_gather(sizes, size)

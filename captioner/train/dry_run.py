@@ -1,4 +1,4 @@
-"""A recipe tried out before it is run: everything is built, every path is read, a few steps of each phase are taken."""
+"""Tries out a recipe: builds everything, reads every path, and takes a few steps of each phase."""
 
 import json
 import tempfile
@@ -14,18 +14,18 @@ from captioner.train.launch import join_launch, obey_launcher
 from captioner.train.phases import apply_phase
 from captioner.train.trainer import Trainer
 
-STEPS = 3  # of each phase; the first, which warms up, is not timed
+STEPS = 3  # of each phase; the first is warm-up and not timed
 
 
 @dataclass(frozen=True)
 class PhaseEstimate:
-    """What a few steps of a phase tell of it as a whole, on this machine with these processes.
+    """An estimate for a phase from a few of its steps, on this machine with these processes.
 
     Attributes:
-        learning: how many parameters learn.
-        tokens_per_second: caption tokens of the data that a step reads, over all processes.
-        steps: optimizer steps of the phase in all.
-        hours: of these steps; the validations and the caching of features come on top.
+        learning: the number of trained parameters.
+        tokens_per_second: caption tokens read per second, over all processes.
+        steps: all optimizer steps of the phase.
+        hours: time for these steps, without validation and feature caching.
     """
 
     name: str
@@ -37,7 +37,7 @@ class PhaseEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`parameters` of the model; `memory` in bytes: a GPU's peak, without one what this process holds at the end."""
+    """The number of `parameters`; `memory` in bytes: the GPU's peak, or on a CPU what the process holds at the end."""
 
     parameters: int
     memory: int
@@ -45,16 +45,16 @@ class Estimate:
 
 
 def dry_run(config: RunConfig) -> Estimate:
-    """Build all that a recipe asks for, take three steps of each phase, validate once, and leave nothing behind.
+    """Build everything in a recipe, take three steps of each phase, validate once, and leave no files behind.
 
     Raises:
-        CaptionerError: as the training would.
+        CaptionerError: the training would raise it.
     """
     config = obey_launcher(config)
     totals = {stretch.phase.name: stretch for stretch in config.schedule()}
     launch = join_launch(config)
     with tempfile.TemporaryDirectory() as own:
-        (folder,) = broadcast_object_list([own])  # the main process's, for all of them
+        (folder,) = broadcast_object_list([own])  # all processes use the main process's
         trainer = Trainer(_shortened(config, Path(folder)), resume=False)
         steps = {name: _steps(trainer, stretch) for name, stretch in totals.items()}
         trainer.data.thin_out(STEPS * _samples_a_step(config, launch.num_processes))
@@ -76,7 +76,7 @@ def dry_run(config: RunConfig) -> Estimate:
 
 
 def _shortened(config: RunConfig, folder: Path) -> RunConfig:
-    """The recipe with three steps a phase, one phase after the other, validated on one batch."""
+    """Return the recipe with three steps for each phase, without repeats, validated on one batch."""
     once = {stretch.phase.name: stretch.phase for stretch in config.schedule()}
     validation = config.validation
     return config.model_copy(
@@ -96,10 +96,11 @@ def _samples_a_step(config: RunConfig, processes: int) -> int:
 
 
 def _steps(trainer: Trainer, stretch: Stretch) -> int:
-    """The steps of all turns or epochs of a phase."""
+    """Count the steps of all turns or epochs of a phase."""
+    if stretch.phase.steps is not None:
+        return stretch.total * stretch.phase.steps
     train_set = trainer.data.train_set(stretch.phase, trainer.processor)
-    epoch = trainer.data.steps(train_set, stretch, 0, 0, trainer.accelerator.num_processes)
-    return stretch.total * (stretch.phase.steps or len(epoch))
+    return stretch.total * len(trainer.data.steps(train_set, stretch, 0, 0, trainer.accelerator.num_processes))
 
 
 def _memory(device: torch.device) -> int:

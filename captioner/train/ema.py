@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights: what validation judges, and the best checkpoint holds."""
+"""The exponential moving average of a model's weights, which validation uses and the best checkpoint holds."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from captioner.train.fsdp import part_like
 
 
 class WeightAverage:
-    """Exponential moving average (Polyak and Juditsky 1992) of parameters, each beside its own, whole or in parts.
+    """Exponential moving average of parameters (Polyak and Juditsky 1992), sharded as the parameters are.
 
-    Its decay rises from 0 by way of (1 + n) / (10 + n) after n updates to `decay`: early weights are soon forgotten.
+    After n updates the decay is (1 + n) / (10 + n), at most `decay`, so that early weights are soon forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -23,21 +23,21 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """After an optimizer step: move towards the weights as they are now."""
+        """Move towards the current weights; call this after each optimizer step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 0.0
         torch._foreach_lerp_(list(self.averages.values()), list(self.parameters.values()), 1 - decay)
         self.updates += 1
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Resting parameters take their averages, so that average and model agree on what they compute."""
+        """Set frozen parameters to their averages, so that the average and the model compute the same with them."""
         for name, parameter in self.parameters.items():
             if not parameter.requires_grad:
                 parameter.copy_(self.averages[name])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model with its averages for weights, which are put back at the end."""
+        """Give the model its averages as weights inside the block, and its own weights back afterwards."""
         self._exchange()
         try:
             yield

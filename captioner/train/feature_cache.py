@@ -1,4 +1,4 @@
-"""Trunk tokens of every image on disk, for phases in which the trunk rests and nothing augments."""
+"""Caches the trunk's tokens of every image on disk, for phases with a frozen trunk and without augmentation."""
 
 import functools
 import hashlib
@@ -23,13 +23,13 @@ from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 
 class FeatureStore(Sequence[Tensor]):
-    """Memory-mapped float16 tokens [N, P, C]; `store[i]` is [P, C] of image i."""
+    """Memory-mapped float16 tokens [N, P, C]; `store[i]` returns the tokens [P, C] of image i."""
 
     def __init__(self, path: Path) -> None:
         try:
             self._tokens = np.load(path, mmap_mode="r")
         except (ValueError, EOFError) as error:
-            raise CaptionerError(f"{path}: damaged; remove it, and it is computed anew") from error
+            raise CaptionerError(f"{path}: damaged; delete it to have it computed again") from error
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -47,13 +47,13 @@ def cache_features(
     num_workers: int,
     on_errors: Callable[[Batch], None],
 ) -> FeatureStore:
-    """Run the trunk once over the data set, each process over its share, unless the file is there already.
+    """Run the trunk once over the data set, each process over its share, unless the file already exists.
 
-    The file's name is a digest of all that shapes the tokens: the model's configuration and the trunk's weights, the
-    precision, the preprocessing and the images, so a stale one is never read. `on_errors` decides what photos that
-    cannot be read cost; those it lets pass are zeros in the store.
+    The file's name is a digest of everything that determines the tokens: the model's configuration, the trunk's
+    weights, the precision, the decoding scale, the preprocessing and the images. A stale file is therefore never read.
+    `on_errors` may raise for unreadable photos; if it does not, their tokens are zeros.
     """
-    name = f"{trunk_digest(model, accelerator)}-{_images_key(dataset)}" if accelerator.is_main_process else ""
+    name = f"{trunk_digest(model, accelerator)}-{_pixels_digest(dataset)}" if accelerator.is_main_process else ""
     (name,) = broadcast_object_list([name])
     path = folder / f"{name}.npy"
     partial = path.with_suffix(".part")
@@ -82,7 +82,7 @@ def _fill(
     trunk = model.encoder.trunk.eval()
     batches = [list(range(i, min(i + batch_size, len(dataset)))) for i in range(0, len(dataset), batch_size)]
     share = batches[accelerator.process_index :: accelerator.num_processes]
-    size = dataset.image_processor.image_size
+    size = dataset.preprocessing.image_size
     probe = trunk(torch.zeros(1, 3, size, size, device=accelerator.device))[0]
     if accelerator.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,9 +104,9 @@ def _fill(
 
 
 def delete_unusable(folder: Path, trunk: str | None) -> None:
-    """Delete the stores that no later phase can read: those of another trunk than the one with this `trunk_digest`.
+    """Delete the stores that no later phase can use: those whose trunk does not have the digest `trunk`.
 
-    None stands for a trunk that is about to be trained: all stores are deleted.
+    None means that the trunk is about to be trained, so all stores are deleted.
     """
     for path in folder.glob("*"):
         if trunk is None or not path.name.startswith(f"{trunk}-"):
@@ -114,7 +114,7 @@ def delete_unusable(folder: Path, trunk: str | None) -> None:
 
 
 def trunk_digest(model: CaptionerForConditionalGeneration, accelerator: Accelerator) -> str:
-    """Of all that shapes the features of an image but the image itself and its preprocessing."""
+    """Digest everything that determines an image's features, except the image's pixels."""
     digest = hashlib.sha256(model.config.to_json_string().encode())
     digest.update(f"{accelerator.mixed_precision}\0".encode())
     for name, tensor in sorted(model.encoder.trunk.state_dict().items()):
@@ -123,12 +123,13 @@ def trunk_digest(model: CaptionerForConditionalGeneration, accelerator: Accelera
     return digest.hexdigest()[:20]
 
 
-def _images_key(dataset: CaptionDataset) -> str:
-    preprocessing = str(dataset.image_processor.preprocessing).encode()
-    return hashlib.sha256(preprocessing + b"\0" + _images_digest(dataset)).hexdigest()[:20]
+def _pixels_digest(dataset: CaptionDataset) -> str:
+    """Digest everything that determines the pixels: images, decoding scale and preprocessing."""
+    how = f"{dataset.min_size}\0{dataset.preprocessing}\0".encode()
+    return hashlib.sha256(how + _images_digest(dataset)).hexdigest()[:20]
 
 
-@functools.lru_cache(maxsize=16)  # phases that take turns ask again and again
+@functools.lru_cache(maxsize=16)  # alternating phases ask many times
 def _images_digest(dataset: CaptionDataset) -> bytes:
     digest = hashlib.sha256()
     for sample in dataset.samples:
@@ -137,7 +138,7 @@ def _images_digest(dataset: CaptionDataset) -> bytes:
 
 
 def _identity(image: object) -> bytes:
-    """What changes when an image does: its bytes, or its file's name, size and times, of change too."""
+    """Return what changes when an image does: its bytes, or its file's name, size and times, including the ctime."""
     if isinstance(image, bytes):
         return hashlib.sha256(image).digest()
     if isinstance(image, StoredImage):

@@ -1,7 +1,7 @@
-"""A model in parts: by PyTorch's FSDP2 each process holds a part of every parameter, of its gradient and its moments.
+"""Sharded training with PyTorch's FSDP2: each process holds a shard of every parameter, gradient and moment.
 
-What differs between a model in parts and a whole one is here, so that the training loop need not know which it has.
-Parts are `DTensor`s, on which the optimizer works as on any tensor.
+Everything that differs between a sharded and a whole model is here, so the training loop treats both alike. Shards are
+`DTensor`s, which the optimizer handles like any tensor.
 """
 
 import copy
@@ -22,14 +22,14 @@ from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 def prepare_optimizer(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> AcceleratedOptimizer:
-    """The optimizer as accelerate wants it; under FSDP model and optimizer change to parts, in place.
+    """Return the optimizer wrapped by accelerate; under FSDP, shard model and optimizer in place.
 
     Raises:
-        CaptionerError: the launch names a layer that the model does not have.
+        CaptionerError: the launch names a layer class that the model does not have.
     """
     if not accelerator.is_fsdp2:
         return accelerator.prepare_optimizer(optimizer)
-    # Parameters travel as they are: the precision of a pass is that of autocast, as it is without FSDP.
+    # Parameters are gathered in their own precision; autocast decides the precision of a pass, as without FSDP.
     accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     try:
         return accelerator.prepare(model, optimizer)[1]
@@ -38,21 +38,21 @@ def prepare_optimizer(
 
 
 class WholeModel:
-    """The model as one, on every process: for what saves it, or runs pieces of it as often as a process likes.
+    """Gives every process the whole model, to save it or to run parts of it independently of the other processes.
 
-    FSDP puts layers together as the model's forward passes them, and all processes have to pass as many: captions that
-    are written word by word do not.
+    FSDP gathers a layer when the forward pass reaches it, so all processes must run the same layers equally often. They
+    do not when they generate captions token by token.
     """
 
     def __init__(self, accelerator: Accelerator, model: CaptionerForConditionalGeneration) -> None:
-        """Before the model is in parts."""
+        """Call this before the model is sharded."""
         self.model = model
         self.shell = copy.deepcopy(model) if accelerator.is_fsdp2 else None
         self._empty()
 
     @contextmanager
     def gathered(self) -> Iterator[CaptionerForConditionalGeneration]:
-        """The model itself, or a copy that lasts as long as the context; every process has to take part."""
+        """Yield the model, or under FSDP a copy that lasts as long as the context; all processes must call this."""
         if self.shell is None:
             yield self.model
             return
@@ -69,12 +69,12 @@ class WholeModel:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor put together from its parts; every process has to take part."""
+    """Gather a tensor from its shards; all processes must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_on_cpu(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Tensors put together one by one, every process taking part; those that do not `keep` them get none."""
+    """Gather tensors one by one; all processes must call this, and those without `keep` get an empty result."""
     found = {}
     for name, tensor in tensors.items():
         gathered = whole(tensor)
@@ -84,7 +84,7 @@ def whole_on_cpu(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]
 
 
 def part_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """This process's part of a whole tensor where it goes with a parameter in parts; else the tensor."""
+    """Return this process's shard of a tensor that belongs to a sharded parameter; any other tensor as it is."""
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
     tensor = tensor.to(parameter.device)

@@ -1,8 +1,8 @@
-"""A page that shows a training as it goes: photos with their captions before and now, and curves over the steps.
+"""Writes the page of a running training: photos with their previous and current captions, and curves over the steps.
 
-The page is one file that loads nothing else: photos are JPEG data URIs, curves are SVG, and there is no script. It uses
-no charting library: matplotlib draws neither tooltips nor a dark mode, and the interactive ones put megabytes of script
-into a page that is written anew at each validation and opened offline.
+The page is a single file: photos are JPEG data URIs, curves are SVG, and there is no script. It uses no charting
+library: matplotlib draws neither tooltips nor a dark mode, and interactive libraries would put megabytes of script into
+a page that every validation rewrites and that must work offline.
 """
 
 import base64
@@ -23,16 +23,16 @@ from PIL import Image
 from captioner.files import whole_file
 
 THUMBNAIL = 224  # pixels, the longer side
-COLUMNS = 300  # points a line; where there are more steps, a point is the mean of its share of them
+COLUMNS = 300  # points of a line; if there are more steps, a point is the mean of several
 WIDTH, HEIGHT = 640, 290
 LEFT, RIGHT, TOP, BOTTOM = 74, WIDTH - 30, 26, HEIGHT - 48  # the area between the axes
-MARKED = 50  # lines of no more points show them
+MARKED = 50  # lines with at most so many points show them as dots
 COLORS = 8
 
 
 @dataclass(frozen=True)
 class ReportPhoto:
-    """A validation photo; `before` is its caption at the validation before, None at the first."""
+    """A validation photo; `before` is its caption at the previous validation, None at the first."""
 
     image: Image.Image
     name: str
@@ -42,14 +42,14 @@ class ReportPhoto:
 
 
 class Chart(NamedTuple):
-    """Lines that the log has under `key/NAME`, and one of their whole under `key` itself."""
+    """A chart with a line for each `key/NAME` in the log, and one for `key` itself, labelled `whole`."""
 
     key: str
     title: str
     unit: str
     whole: str = "total"
     logarithmic: bool = False
-    validation: bool = False  # logged by validations, training steps otherwise
+    validation: bool = False  # logged by validations; otherwise by training steps
 
 
 SCORES = Chart("validation", "Validation scores", "score", validation=True)
@@ -65,7 +65,7 @@ CHARTS = (
 
 @dataclass
 class Column:
-    """What was logged over neighbouring steps: sums and counts by key, the steps themselves under `step`."""
+    """Values logged over adjacent steps: sums and counts by key; the steps themselves are under `step`."""
 
     sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     counts: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -80,18 +80,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Log:
-    """What the page shows of a log, however long."""
+    """The part of a log that the page shows; its size does not grow with the log."""
 
     last_step: int
     training: defaultdict[int, Column] = field(default_factory=lambda: defaultdict(Column))
     validation: defaultdict[int, Column] = field(default_factory=lambda: defaultdict(Column))
     latest: dict[str, float] = field(default_factory=dict)
-    best: dict[str, tuple[float, int]] = field(default_factory=dict)  # the highest value, and its step
-    phases: list[tuple[int, str]] = field(default_factory=list)  # the step where one begins, and its name
+    best: dict[str, tuple[float, int]] = field(default_factory=dict)  # highest value and its step
+    phases: list[tuple[int, str]] = field(default_factory=list)  # first step and name
 
 
 class Scale(NamedTuple):
-    """Maps values in [low, high] to a page's [start, end]; what lies below is drawn at `start`."""
+    """Maps values in [low, high] to [start, end] on the page; lower values map to `start`."""
 
     low: float
     high: float
@@ -104,7 +104,7 @@ class Scale(NamedTuple):
         return self.start + (self.end - self.start) * (value - low) / (high - low)
 
     def ticks(self) -> list[float]:
-        """Three to seven round values."""
+        """Return three to seven round values."""
         if self.logarithmic:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)))
             for digits in ((1, 2, 5), (1,)):
@@ -118,14 +118,14 @@ class Scale(NamedTuple):
 
 
 def write_report(path: Path, title: str, log: Path, photos: Sequence[ReportPhoto]) -> None:
-    """Write the page; the one before stays until the new one is whole.
+    """Write the page; the previous one stays until the new one is complete.
 
-    `log` holds a JSON object a line: `step`, `phase` and values named as in `CHARTS`. Lines that are no such thing,
-    as a kill may leave behind, are passed over.
+    `log` holds one JSON object per line: `step`, `phase` and values named as in `CHARTS`. Other lines, such as one that
+    a killed training left incomplete, are ignored.
     """
     page = _page(title, _read_log(log), photos)
     with whole_file(path) as file:
-        file.write(page.encode("utf-8", "replace").decode("utf-8"))  # names of files need not be valid text
+        file.write(page.encode("utf-8", "replace").decode("utf-8"))  # file names may not be valid text
 
 
 def _read_log(path: Path) -> Log:
@@ -200,7 +200,7 @@ def _card(photo: ReportPhoto) -> str:
 
 
 def _marked(text: str, other: str, tag: str) -> str:
-    """`text` with the words that `other` has not in their place inside `tag`."""
+    """Return `text` as HTML, with the words that `other` lacks at their place inside `tag`."""
     words = text.split()
     blocks = SequenceMatcher(None, words, other.split(), autojunk=False).get_matching_blocks()
     kept = {index for block in blocks for index in range(block.a, block.a + block.size)}
@@ -218,7 +218,7 @@ def _data_uri(image: Image.Image) -> str:
 
 
 def _chart(chart: Chart, keys: list[str], log: Log) -> str:
-    """`keys` are the chart's lines; the line of the whole, whose key is the shortest, comes first."""
+    """`keys` are the chart's lines, sorted, so that the line for `chart.key` itself comes first."""
     columns = [column for _, column in sorted((log.validation if chart.validation else log.training).items())]
     names = {key: key.partition("/")[2] or chart.whole for key in keys}
     parts = [key for key in keys if key != chart.key]
@@ -241,7 +241,7 @@ def _chart(chart: Chart, keys: list[str], log: Log) -> str:
 
 
 def _fitting(values: list[float], logarithmic: bool) -> Scale:
-    if logarithmic:  # three decades at most: a rate that falls to 0 would leave no room for the others
+    if logarithmic:  # at most three decades: a rate that falls to 0 would flatten the others
         high = max(values) if max(values) > 0 else 1.0
         low = max(min(values), high * 1e-3)
         return Scale(low / 1.2, high * 1.2, BOTTOM, TOP, True)
@@ -266,7 +266,7 @@ def _axes(chart: Chart, x: Scale, y: Scale) -> str:
 
 
 def _phase_marks(phases: list[tuple[float, str]]) -> str:
-    """A line where a phase begins, and its name; where alternation is quick, only as many as can be told apart."""
+    """Draw a line and a name where each phase begins, as far as there is space for them."""
     marks, line_end, name_end = [], -math.inf, -math.inf
     for x, name in phases:
         if x >= line_end:
@@ -281,7 +281,7 @@ def _phase_marks(phases: list[tuple[float, str]]) -> str:
 
 
 def _path(points: list[tuple[float, float] | None]) -> str:
-    """Lines through neighbouring points, broken where there is none; a single point is a line of no length."""
+    """Draw lines through adjacent points, interrupted by None; a single point becomes a line of length 0."""
     runs = [[point for point in run if point] for there, run in groupby(points, bool) if there]
     return "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in [run[0], *run]) for run in runs)
 
@@ -291,7 +291,7 @@ def _dots(points: list[tuple[float, float] | None]) -> str:
 
 
 def _readings(columns: list[Column], names: dict[str, str], x: Scale) -> str:
-    """An unseen bar over each column, whose tooltip reads the values off."""
+    """Draw an invisible bar over each column, with its values as a tooltip."""
     steps = [column.mean("step") for column in columns]
     edges = [LEFT, *(x((before + after) / 2) for before, after in pairwise(steps)), RIGHT]
     bars = []

@@ -1,12 +1,14 @@
-"""From a recipe to a model and a processor: what is loaded from elsewhere, what is new, and a report of both."""
+"""Builds what a recipe trains: model and processor, from pretrained parts or anew, and the task with its losses."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import nn
 
 from captioner.config import RunConfig
+from captioner.convert import as_captioner
 from captioner.data.tokenizer_training import train_tokenizer
 from captioner.errors import CaptionerError
 from captioner.hub.find import find_model
@@ -16,6 +18,11 @@ from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 from captioner.model.tokenization_captioner import CaptionerTokenizer
+from captioner.train.fsdp import WholeModel
+from captioner.train.rewards import SelfCritic
+from captioner.train.task import CaptioningTask
+from captioner.train.teacher import Teacher
+from captioner.train.training_data import TrainingData
 
 Say = Callable[[str], None]
 
@@ -27,8 +34,45 @@ OF_THE_DECODER = (
     "decoder_start_token_id",
     "hidden_act",
     "layer_norm_eps",
+    "post_norm",
+    "embedding_norm",
+    "output_transform",
+    "image_prefix",
+    "cross_attention_size",
+    "head_bias",
+    "tie_word_embeddings",
 )
-"""Fields of the configuration that a recipe does not set and a pretrained decoder brings along."""
+"""Configuration fields that a recipe does not set and that a pretrained decoder determines."""
+
+
+def heads_of(config: RunConfig, tags: list[str], teacher: nn.Module | None) -> dict[str, Any]:
+    """Return the configuration fields of the heads that the recipe's objectives need."""
+    heads: dict[str, Any] = {}
+    if tags and config.tags:
+        heads |= {"tags": tags, "problem_type": config.tags.problem_type}
+    if teacher is not None:
+        heads["teacher_classes"] = teacher.num_classes
+    if config.uses("contrastive"):
+        heads["contrastive_size"] = config.model.contrastive_size
+    return heads
+
+
+def build_task(
+    config: RunConfig,
+    data: TrainingData,
+    processor: CaptionerProcessor,
+    whole: WholeModel,
+    classifier: nn.Module | None,
+) -> CaptioningTask:
+    """Build the task with the critic and the teacher that the recipe's objectives need."""
+    critic = teacher = None
+    if config.uses("reward"):
+        captions = {sample.id: sample.captions for sample in data.train if sample.captions}
+        critic = SelfCritic(captions, processor.tokenizer, config.data.max_caption_tokens, config.seed)
+    if classifier is not None and config.teacher is not None:
+        preprocessing = processor.image_processor.preprocessing
+        teacher = Teacher(classifier, config.teacher.temperature, preprocessing, whole.model.device)
+    return CaptioningTask(whole, config.tags, critic, teacher, config.optimization.compile)
 
 
 def build_captioner(
@@ -39,13 +83,16 @@ def build_captioner(
     say: Say,
     last: Path | None = None,
 ) -> tuple[CaptionerProcessor, CaptionerForConditionalGeneration]:
-    """The recipe's captioner with these `heads` (fields of its configuration), pretrained parts in place.
+    """Build the recipe's captioner, and load its pretrained parts.
 
-    A new tokenizer learns from `captions`, or is that of `last`, the checkpoint to be resumed; `say` is told what was
-    loaded, missing and left.
+    Args:
+        captions: train a new tokenizer if the recipe needs one.
+        heads: fields of the model's configuration.
+        say: prints what was loaded, what is new, and what was not used.
+        last: the checkpoint to resume, which then provides the tokenizer.
 
     Raises:
-        CaptionerError: weights that are absent or do not fit, a model that cannot be built.
+        CaptionerError: weights are missing or do not fit; the model cannot be built.
     """
     if config.pretrained.captioner:
         processor, model = _whole(config, heads, accelerator, say)
@@ -63,14 +110,14 @@ def _whole(
     changes = config.model.model_dump(include=config.model.model_fields_set & {"dropout"})
     model, processor = _load_captioner(name, accelerator, **changes, **heads)
     if model.heads.tags is not None and _config_of(name).tags != model.config.tags:
-        model.heads.tags.reset_parameters()  # as many names, but others
+        model.heads.tags.reset_parameters()  # loaded if it has as many tags, which are others
     longest, positions = config.data.max_caption_tokens, model.config.max_position_embeddings
     if longest > positions:
         raise CaptionerError(f"data.max_caption_tokens {longest} is above the {positions} positions of {name}")
     if "image_size" in config.model.model_fields_set:
         _change_image_size(model, config.model.image_size, name, say)
-        processor.image_processor.image_size = config.model.image_size
-    say(f"captioner from {name}" + (f"; its heads as the recipe has them: {', '.join(heads)}" if heads else ""))
+        processor.image_processor.size = {"height": config.model.image_size, "width": config.model.image_size}
+    say(f"captioner from {name}" + (f"; heads from the recipe: {', '.join(heads)}" if heads else ""))
     return processor, model
 
 
@@ -91,8 +138,8 @@ def _from_parts(
         model = build_model(CaptionerConfig(**{"vocab_size": len(tokenizer), **fields, **heads, **language}))
         if encoder and (names_timm_model(encoder) or encoder.endswith(".safetensors")):
             with accelerator.main_process_first():
-                left = load_trunk(model, encoder)
-            say(f"trunk from {encoder}: all of it loaded; left there: {', '.join(left) or 'nothing'}")
+                unused = load_trunk(model, encoder)
+            say(f"trunk from {encoder}: fully loaded; not used: {', '.join(unused) or 'nothing'}")
         elif encoder:
             whole, _ = _load_captioner(encoder, accelerator)
             _change_image_size(whole, settings.image_size, encoder, say)
@@ -101,6 +148,8 @@ def _from_parts(
         raise CaptionerError(f"model: {error}") from error
     if donor and decoder:
         _take(model, donor[0], "decoder.", decoder, say)
+        if model.config.head_bias or not model.config.tie_word_embeddings:
+            _take(model, donor[0], "lm_head.", decoder, say)
     image_processor = build_image_processor(model, settings.resize_mode, settings.crop_pct)
     return CaptionerProcessor(image_processor, tokenizer), model
 
@@ -109,11 +158,12 @@ def _load_captioner(
     name: str, accelerator: Accelerator, **changes: Any
 ) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
     with accelerator.main_process_first():  # the others find what it downloaded
-        return load_model(*find_model(name), **changes)
+        folder, found = find_model(name)
+        return load_model(as_captioner(folder, found), found, **changes)
 
 
 def _config_of(name: str) -> CaptionerConfig:
-    return CaptionerConfig.from_pretrained(find_model(name)[0])
+    return CaptionerConfig.from_pretrained(as_captioner(*find_model(name)))
 
 
 def _change_image_size(model: CaptionerForConditionalGeneration, image_size: int, name: str, say: Say) -> None:
@@ -124,7 +174,7 @@ def _change_image_size(model: CaptionerForConditionalGeneration, image_size: int
         change_image_size(model, image_size)
     except (ValueError, RuntimeError) as error:
         raise CaptionerError(f"model.image_size {image_size}: {name} has {before}: {error}") from error
-    say(f"{name} reads images of {image_size} pixels in place of {before}")
+    say(f"{name}: image size changed from {before} to {image_size} pixels")
 
 
 def _take(
@@ -134,10 +184,10 @@ def _take(
     name: str,
     say: Say,
 ) -> None:
-    """Copy a part's tensors from another captioner where their shapes agree, and say how many did.
+    """Copy the tensors of a part from another captioner where their shapes agree, and print how many did.
 
     Raises:
-        CaptionerError: none did, so that the two parts are not of one kind.
+        CaptionerError: none did, so the two parts are of different kinds.
     """
     own = {key: tensor for key, tensor in model.state_dict().items() if key.startswith(part)}
     offered = {key: tensor for key, tensor in donor.state_dict().items() if key.startswith(part)}
@@ -145,8 +195,8 @@ def _take(
     if not taken:
         raise CaptionerError(f"pretrained.{part.rstrip('.')}: nothing in {name} has the shape of this model's")
     model.load_state_dict(taken, strict=False)
-    missing, left = sorted(own.keys() - taken.keys()), sorted(offered.keys() - taken.keys())
-    say(f"{part.rstrip('.')} from {name}: {len(taken)} tensors loaded; new: {_few(missing)}; left there: {_few(left)}")
+    missing, unused = sorted(own.keys() - taken.keys()), sorted(offered.keys() - taken.keys())
+    say(f"{part.rstrip('.')} from {name}: {len(taken)} tensors loaded; new: {_few(missing)}; not used: {_few(unused)}")
 
 
 def _few(names: Sequence[str], shown: int = 6) -> str:
@@ -157,7 +207,7 @@ def _few(names: Sequence[str], shown: int = 6) -> str:
 def _tokenizer(
     config: RunConfig, captions: Iterable[str], accelerator: Accelerator, last: Path | None
 ) -> CaptionerTokenizer:
-    """The recipe's tokenizer, or one trained on the captions and kept in the output folder, and in its checkpoints."""
+    """The recipe's tokenizer, or one trained on the captions and kept in the output folder and in its checkpoints."""
     if config.tokenizer.path:
         folder = Path(config.tokenizer.path)
         if not (folder / "tokenizer.model").is_file():

@@ -1,7 +1,7 @@
-"""What the launcher asks for (`accelerate launch`, torchrun; in the environment): obeyed, or refused with the reason.
+"""Applies the settings of the launcher (`accelerate launch`, torchrun), which come in the environment.
 
-`accelerate launch` sets the precision to "no" and accumulation to 1 where its user says nothing, so these leave the
-recipe its own; a recipe that says nothing takes any others, and one that says something else is refused.
+`accelerate launch` sets precision "no" and accumulation 1 unless its user chooses others, so these two do not override
+the recipe. Other values fill in keys that the recipe does not set; if the recipe sets another value, that is an error.
 """
 
 import os
@@ -16,21 +16,21 @@ from captioner.errors import CaptionerError
 
 MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-SHARDED = "configs/accelerate/fsdp2_8gpu.yaml and zero2_8gpu.yaml share parameters and optimizer among processes"
+SHARDED = "configs/accelerate/fsdp2_8gpu.yaml and zero2_8gpu.yaml shard parameters and optimizer over processes"
 UNSUPPORTED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context and sequence parallelism",
 }
-"""Switches of the launcher, and what each would turn on that training does not have."""
+"""Switches of the launcher for features that training does not support."""
 
 
 def obey_launcher(config: RunConfig) -> RunConfig:
-    """The recipe with what it leaves to the launcher filled in.
+    """Return the recipe with the launcher's settings filled in.
 
     Raises:
-        CaptionerError: the launcher asks for something else than the recipe, or for what training does not have, or a
-            variable of its is no number.
+        CaptionerError: the launcher contradicts the recipe or asks for an unsupported feature; one of its variables is
+            not a number.
     """
     this_process()
     for switch, meaning in UNSUPPORTED.items():
@@ -38,10 +38,10 @@ def obey_launcher(config: RunConfig) -> RunConfig:
             raise CaptionerError(f"the launcher asks for {meaning}, which training does not support: {SHARDED}")
     precision = os.environ.get(MIXED_PRECISION, "").lower() or "no"
     if precision not in ("no", "bf16", "fp16"):
-        raise CaptionerError(f"{MIXED_PRECISION} is {precision!r}: training has no, bf16 and fp16")
+        raise CaptionerError(f"{MIXED_PRECISION} is {precision!r}: training supports no, bf16 and fp16")
     accumulation = os.environ.get(ACCUMULATION) or "1"
     if not accumulation.isdecimal() or int(accumulation) < 1:
-        raise CaptionerError(f"{ACCUMULATION} is {accumulation!r}: a whole number above 0 is needed")
+        raise CaptionerError(f"{ACCUMULATION} is {accumulation!r}: it must be a whole number above 0")
     changes: dict[str, str | int] = {}
     if precision != "no":
         changes["mixed_precision"] = precision
@@ -58,17 +58,16 @@ def _refuse_another(recipe: OptimizationConfig, name: str, value: str | int) -> 
     if name in recipe.model_fields_set and getattr(recipe, name) != value:
         raise CaptionerError(
             f"the launcher sets {name} to {value}, the recipe optimization.{name} to {getattr(recipe, name)}: "
-            "say the same in both, or leave one out"
+            "set the same value in both, or leave one out"
         )
 
 
 def join_launch(config: RunConfig) -> Accelerator:
-    """Join the launch's other processes, with the precision and the trackers of a recipe that `obey_launcher` gave.
+    """Connect to the other processes of the launch, with the precision and the trackers of the recipe.
 
     Raises:
-        CaptionerError: a launch that cannot start, or would not train as it was meant: with DeepSpeed or the first
-            version of FSDP; processes that do not know of one another, as torchrun's on a machine without GPUs;
-            trackers that are not installed.
+        CaptionerError: the launch cannot start or would not train as intended: DeepSpeed, version 1 of FSDP, processes
+            that cannot see each other (torchrun on a machine without GPUs), trackers that are not installed.
     """
     try:
         accelerator = Accelerator(
@@ -83,7 +82,7 @@ def join_launch(config: RunConfig) -> Accelerator:
     started = this_process().count
     if accelerator.num_processes < started:
         raise CaptionerError(
-            f"{started} processes were started, each of which would train alone; "
+            f"{started} processes were started, and each would train alone; "
             f"without GPUs: ACCELERATE_USE_CPU=true torchrun --nproc-per-node {started} train.py ..."
         )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -96,7 +95,7 @@ def join_launch(config: RunConfig) -> Accelerator:
 
 
 def flat_keys(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A recipe's values by the keys that set them on the command line (`phases.0.epochs`): trackers take no nesting."""
+    """Return a recipe's values by the keys of the command line (`phases.0.epochs`), as trackers accept no nesting."""
     if not isinstance(tree, dict | list):
         return {prefix.removesuffix("."): tree}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)

@@ -1,4 +1,4 @@
-"""Who learns what, when: the parts of a captioner, their parameter groups and their rates through a phase."""
+"""What a phase trains: the parts of a captioner, their parameter groups, and their learning rates over the phase."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 from timm.models import group_parameters
 from torch import nn
 
-from captioner.config import TEACHES, Objective, OptimizationConfig, Part, PhaseConfig
+from captioner.config import TRAINED_BY, Objective, OptimizationConfig, Part, PhaseConfig
 from captioner.errors import CaptionerError
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
@@ -23,16 +23,20 @@ OBJECTIVE_OF_HEAD: dict[str, Objective] = {
 
 @dataclass(frozen=True)
 class ParameterPlace:
-    """Where a parameter belongs: its part, how many trunk blocks lie between it and the trunk's output, and the
-    objectives whose gradient reaches it."""
+    """The place of a parameter in the model.
+
+    Attributes:
+        trained_by: the objectives whose gradient reaches it.
+        depth: the number of trunk blocks between it and the trunk's output.
+    """
 
     part: Part
-    taught_by: frozenset[Objective]
+    trained_by: frozenset[Objective]
     depth: int = 0
 
 
 def parameter_places(model: CaptionerForConditionalGeneration) -> dict[str, ParameterPlace]:
-    """Every parameter's place by its name."""
+    """Return the place of every parameter, by its name."""
     depths = {f"encoder.trunk.model.{name}": depth for name, depth in trunk_depths(model.encoder.trunk.model).items()}
     return {name: _place(name, depths.get(name, 0)) for name, _ in model.named_parameters()}
 
@@ -40,20 +44,20 @@ def parameter_places(model: CaptionerForConditionalGeneration) -> dict[str, Para
 def _place(name: str, depth: int) -> ParameterPlace:
     match name.split("."):
         case ["encoder", "trunk", *_]:
-            return ParameterPlace("trunk", TEACHES["trunk"], depth)
+            return ParameterPlace("trunk", TRAINED_BY["trunk"], depth)
         case ["encoder", *_]:
-            return ParameterPlace("bridge", TEACHES["bridge"])
+            return ParameterPlace("bridge", TRAINED_BY["bridge"])
         case ["decoder", "embed_tokens" | "embed_positions", *_]:
-            return ParameterPlace("embeddings", TEACHES["embeddings"])
+            return ParameterPlace("embeddings", TRAINED_BY["embeddings"])
         case ["decoder", "layers", _, "cross_attn" | "cross_attn_norm", *_]:
             return ParameterPlace("decoder", frozenset({"captioning", "reward"}))
         case ["heads", head, *_]:
             return ParameterPlace("heads", frozenset({OBJECTIVE_OF_HEAD[head]}))
-    return ParameterPlace("decoder", TEACHES["decoder"])
+    return ParameterPlace("decoder", TRAINED_BY["decoder"])
 
 
 def trunk_depths(trunk: nn.Module) -> dict[str, int]:
-    """Block of each trunk parameter by timm's own grouping, 0 the last block with what follows it."""
+    """Return the depth of each trunk parameter by timm's grouping; 0 is the last block and everything after it."""
     group_matcher: Any = trunk.group_matcher
     layers: dict[str, int] = group_parameters(trunk, group_matcher(coarse=False), reverse=True)
     last = max(layers.values())
@@ -61,19 +65,19 @@ def trunk_depths(trunk: nn.Module) -> dict[str, int]:
 
 
 def apply_phase(model: CaptionerForConditionalGeneration, phase: PhaseConfig) -> None:
-    """Let the phase's parts learn and everything else rest: no gradient, hence not one bit of change."""
+    """Train the phase's parts and freeze the others: they get no gradient, so not one of their bits changes."""
     dropout = model.config.dropout if phase.dropout is None else phase.dropout
     for module in (*model.encoder.bridge.modules(), *model.decoder.modules()):
         if isinstance(module, nn.Dropout):
             module.p = dropout
     places = parameter_places(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(learns(places[name], phase))
+        parameter.requires_grad_(is_trained(places[name], phase))
     set_modes(model, phase)
 
 
 def set_modes(model: CaptionerForConditionalGeneration, phase: PhaseConfig) -> None:
-    """Training mode for the parts that learn; a trunk at rest has no dropout or stochastic depth."""
+    """Set training mode; a frozen trunk stays in evaluation mode, without dropout and stochastic depth."""
     model.train()
     if "trunk" not in phase.learning_rates:
         model.encoder.trunk.eval()
@@ -81,7 +85,7 @@ def set_modes(model: CaptionerForConditionalGeneration, phase: PhaseConfig) -> N
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """No dropout of the module's inside the block; each part of it is afterwards in the mode that it was in."""
+    """Put the module into evaluation mode inside the block; afterwards every part has its former mode."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -91,24 +95,27 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def learns(place: ParameterPlace, phase: PhaseConfig) -> bool:
-    """Whether a parameter has a rate in the phase, and an objective that reaches it: one without a gradient would hold
-    up data-parallel training."""
-    if peak_rate(place.part, phase) == 0 or not place.taught_by & phase.objectives.keys():
+def is_trained(place: ParameterPlace, phase: PhaseConfig) -> bool:
+    """Does a parameter have a rate in the phase, and an objective that reaches it?
+
+    Data-parallel training would wait forever for the gradient of a parameter that no objective reaches.
+    """
+    if peak_rate(place.part, phase) == 0 or not place.trained_by & phase.objectives.keys():
         return False
     return place.part != "trunk" or phase.trunk_blocks is None or place.depth < phase.trunk_blocks
 
 
 def peak_rate(part: Part, phase: PhaseConfig) -> float:
-    """A part's rate in the phase, 0 where it rests."""
+    """Return the peak learning rate of a part, 0 if it is frozen."""
     implied = phase.learning_rates.get("decoder", 0.0) if part == "embeddings" else 0.0
     return phase.learning_rates.get(part, implied)
 
 
 def build_optimizer(model: CaptionerForConditionalGeneration, config: OptimizationConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) over all parameters, kept through phases.
+    """Build AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) over all parameters, for all phases.
 
-    Matrices of linear and convolution layers decay; norms, biases and embeddings do not. Each group carries its place.
+    Weight decay applies to the matrices of linear and convolution layers, not to norms, biases and embeddings. Each
+    parameter group has its place under "place".
     """
     tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed = {
@@ -133,10 +140,10 @@ def build_optimizer(model: CaptionerForConditionalGeneration, config: Optimizati
 
 
 def set_rates(optimizer: torch.optim.Optimizer, phase: PhaseConfig, step: int, total_steps: int) -> dict[str, float]:
-    """Set every group's rate for this step of the phase; gives the rate of each part that learns.
+    """Set every group's learning rate for this step of the phase; return the rate of each part that is trained.
 
-    Linear warm-up, then a cosine to `final_rate_fraction` of the peak (Loshchilov and Hutter 2017, eq. 5); a trunk
-    block's rate falls by `layer_decay` with each block above it.
+    The schedule is a linear warm-up, then a cosine down to `final_rate_fraction` of the peak (Loshchilov and Hutter
+    2017, eq. 5). The rate of a trunk block is multiplied by `layer_decay` for each block above it.
     """
     shape = schedule(step, total_steps, phase.warmup_fraction, phase.final_rate_fraction)
     for group in optimizer.param_groups:
@@ -146,7 +153,7 @@ def set_rates(optimizer: torch.optim.Optimizer, phase: PhaseConfig, step: int, t
 
 
 def schedule(step: int, total_steps: int, warmup_fraction: float, final_fraction: float) -> float:
-    """Factor on the peak rate at `step` of `total_steps`, counted from 0."""
+    """Return the factor on the peak rate at `step`, counted from 0, of `total_steps`."""
     warmup = max(1, round(warmup_fraction * total_steps))
     if step < warmup:
         return (step + 1) / warmup

@@ -1,6 +1,5 @@
-"""What a training finds in its folder: a fresh one trusts nothing there, a resumed one a checkpoint that is its own."""
+"""Checks that a checkpoint is one that the recipe can continue."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,12 @@ from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.train.checkpoint import Progress
 
-FILES = ("tokenizer.model", "log.jsonl", "report.html")
-LEFTOVERS = (
-    *(f"{name}{ending}" for name in FILES for ending in ("", ".part", ".*.tmp")),
-    *("best.part", "last.part", "features/*.npy", "features/*.part", "streamed/*.tar", "streamed/*.tmp"),
-)
-"""What an earlier training that never wrote a checkpoint may have left in its folder."""
-
 MAY_CHANGE = {"dropout", "initializer_range", "use_cache"}
-"""Fields of a model's configuration that a checkpoint's weights do not depend on."""
-
-
-def clear(output_dir: Path) -> None:
-    """Remove what an earlier training left, which may have had other data and settings."""
-    for pattern in LEFTOVERS:
-        for path in output_dir.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+"""Configuration fields that may change when a training is resumed; the weights do not depend on them."""
 
 
 def origin(config: RunConfig) -> dict[str, Any]:
-    """What of a recipe its checkpoints' weights and words come from, by the keys' names."""
+    """Return the part of a recipe that determines model and tokenizer, by key."""
     sections = {
         "pretrained": config.pretrained.model_dump(mode="json"),
         "tokenizer": config.tokenizer.model_dump(mode="json"),
@@ -43,45 +28,45 @@ def origin(config: RunConfig) -> dict[str, Any]:
 
 
 def refuse_another_origin(last: Path, before: dict[str, Any], config: RunConfig) -> None:
-    """
+    """Compare the recipe with `before`, the `origin` of the checkpoint; resuming would ignore a difference.
+
     Raises:
-        CaptionerError: the recipe has other settings than that of the checkpoint, `before`, which resuming would
-            pass over in silence.
+        CaptionerError: they differ.
     """
     _refuse_changes(last, before, origin(config))
 
 
 def refuse_other_phases(last: Path, progress: Progress, config: RunConfig) -> None:
-    """
+    """Compare the phases that have been trained with the first phases of the recipe.
+
     Raises:
-        CaptionerError: what has been trained is not how the recipe begins.
+        CaptionerError: they differ.
     """
     phases = [stretch.phase.name for stretch in config.schedule()][: len(progress.phases)]
     if progress.phases[: len(phases)] != phases:
         raise CaptionerError(
             f"{last}: has been trained in {', '.join(progress.phases)}; the recipe begins with {', '.join(phases)}: "
-            "phases that are over have to stay as they were"
+            "phases that are finished must not change"
         )
 
 
 def load_weights(last: Path, model: CaptionerForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the recipe's model the weights of the checkpoint.
+    """Load the checkpoint's weights into the recipe's model.
 
     Raises:
-        CaptionerError: the checkpoint cannot be read; its model is another, as other data make it too, or has other
-            words.
+        CaptionerError: the checkpoint cannot be read; its model or vocabulary differs, perhaps because of other data.
     """
     saved, processor = load_model(last, str(last))
     fields = [*sorted(CaptionerConfig.__annotations__.keys() - MAY_CHANGE), "problem_type"]
     before, now = ({name: getattr(found, name) for name in fields} for found in (saved.config, model.config))
     _refuse_changes(last, before, now)
     if processor.tokenizer.get_vocab() != tokenizer.get_vocab():
-        raise CaptionerError(f"{last}: its vocabulary is not that of the recipe's tokenizer")
+        raise CaptionerError(f"{last}: its vocabulary differs from that of the recipe's tokenizer")
     model.load_state_dict(saved.state_dict())
 
 
 def course(config: RunConfig, batch_size: int, data_set: CaptionDataset | TextDataset) -> dict[str, Any]:
-    """What decides which photos each step of a phase takes; `batch_size` is that of all processes together."""
+    """Return what determines the photos of each step of a phase; `batch_size` is the total of all processes."""
     return {
         "batch_size times processes": batch_size,
         "gradient_accumulation_steps": config.optimization.gradient_accumulation_steps,
@@ -91,11 +76,12 @@ def course(config: RunConfig, batch_size: int, data_set: CaptionDataset | TextDa
 
 
 def refuse_another_course(last: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """
+    """Compare the `course` of a phase that continues with the one it began with.
+
     Raises:
-        CaptionerError: the rest of an epoch would not be the photos that its steps so far left over.
+        CaptionerError: they differ, so that the rest of an epoch would not be the photos it has not seen.
     """
-    _refuse_changes(last, before, now, "within an epoch, or between the turns of a phase that is counted in steps, ")
+    _refuse_changes(last, before, now, "within an epoch, or between the turns of a phase counted in steps, ")
 
 
 def _refuse_changes(last: Path, before: dict[str, Any], now: dict[str, Any], when: str = "") -> None:
@@ -106,6 +92,6 @@ def _refuse_changes(last: Path, before: dict[str, Any], now: dict[str, Any], whe
     ]
     if changed:
         raise CaptionerError(
-            f"{last}: {when}a training goes on as it began: {'; '.join(changed[:5])}. "
-            "Resume with the recipe it had, or set another output_dir"
+            f"{last}: {when}these settings must not change: {'; '.join(changed[:5])}. "
+            "Resume with the same recipe, or set another output_dir"
         )

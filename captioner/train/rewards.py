@@ -20,7 +20,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from captioner.config import RewardConfig
 from captioner.cpu.packed_linears import packed_linears
-from captioner.data.batches import Batch, send
+from captioner.data.batches import Batch, to_device
 from captioner.decoding.hypothesis import Hypothesis
 from captioner.decoding.options import GenerationOptions
 from captioner.decoding.stream import generate
@@ -30,13 +30,13 @@ from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditi
 from captioner.train.phases import evaluating
 
 END = "</s>"
-"""The last word of every finished caption. Without a reward for it the model learns to stop in mid-sentence, because
-n-grams such as "in a" score in most references and the words after them often do not."""
+"""The last word of every finished caption. Without a reward for it the model learns to stop in mid-sentence: n-grams
+such as "in a" occur in most references, the words after them often do not."""
 
 
 @dataclass(frozen=True)
 class DrawnCaptions:
-    """Captions drawn from the model: labels [B, K, T], their rewards and advantages [B, K]; all on the host."""
+    """Captions drawn from the model: labels [B, K, T], rewards and advantages [B, K]; all on the host."""
 
     labels: Tensor
     rewards: Tensor
@@ -44,7 +44,7 @@ class DrawnCaptions:
 
 
 class SelfCritic:
-    """Draws captions and scores them by CIDEr-D against the images' captions; the end of sequence counts as a word."""
+    """Draws captions and scores them by CIDEr-D against the references; the end of sequence counts as a word."""
 
     def __init__(
         self,
@@ -69,12 +69,12 @@ class SelfCritic:
     ) -> DrawnCaptions:
         """Draw captions for a batch at this step of the training; the advantage is the reward minus the baseline.
 
-        The baseline is the mean reward of the image's other captions (Luo 2020, eq. 5), or that of its greedy caption.
-        The decoder draws without dropout, as it does in use; the loss is then computed with dropout.
+        The baseline is the mean reward of the image's other captions (Luo 2020, eq. 5), or the reward of its greedy
+        caption. Captions are drawn without dropout, as in inference; the loss is then computed with dropout.
         """
         with evaluating(model.decoder), packed_linears(model):
             uniforms = uniform_numbers(batch.ids, config.num_samples, self.max_tokens, (self.seed, step))
-            labels = draw_captions(model, encoder_hidden_states, send(uniforms, encoder_hidden_states.device))
+            labels = draw_captions(model, encoder_hidden_states, to_device(uniforms, encoder_hidden_states.device))
             rewards = self.reward(batch.ids, labels)
             if config.baseline == "greedy":
                 baseline = self.reward(batch.ids, most_probable_captions(model, encoder_hidden_states, self.max_tokens))
@@ -84,7 +84,7 @@ class SelfCritic:
         return DrawnCaptions(labels, rewards * captioned, (rewards - baseline) * captioned)
 
     def reward(self, images: Sequence[str | int], labels: Tensor) -> Tensor:
-        """Rewards [B, K] of captions [B, K, T] of these images; 0 for an image without references."""
+        """Return the rewards [B, K] of captions [B, K, T]; 0 for an image without references."""
         rows = [[token for token in row if token != IGNORE_INDEX] for row in labels.flatten(0, 1).tolist()]
         finished = [self.tokenizer.eos_token_id in row for row in rows]
         words = _words(self.tokenizer.batch_decode(rows, skip_special_tokens=True), finished)
@@ -100,22 +100,22 @@ def _words(texts: Iterable[str], finished: Sequence[bool]) -> list[list[str]]:
 
 
 def policy_gradient_loss(logits: Tensor, labels: Tensor, advantages: Tensor) -> Tensor:
-    """Sum over tokens of -advantage * log p(token), the end of sequence included (Rennie et al. 2017, eq. 7).
+    """Sum -advantage * log p(token) over tokens, including the end of sequence (Rennie et al. 2017, eq. 7).
 
-    `logits` [N, V]; `labels` [N]; `advantages` [N], each that of the token's caption.
+    `logits` are [N, V], `labels` [N]; `advantages` [N] holds for each token the advantage of its caption.
     """
     return (advantages * F.cross_entropy(logits.float(), labels, reduction="none")).sum()
 
 
 def draw_captions(model: CaptionerForConditionalGeneration, encoder_hidden_states: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw K captions for each image from the model's own distribution.
+    """Draw K captions for each image from the model's distribution.
 
     Args:
         encoder_hidden_states: [B, P, D].
-        uniforms: [B, K, T] numbers in [0, 1). The captions depend on these numbers and the model alone.
+        uniforms: [B, K, T] numbers in [0, 1). The captions depend only on these numbers and the model.
 
     Returns:
-        Labels [B, K, T'] on the host: tokens, end of sequence included, then `IGNORE_INDEX`.
+        Labels [B, K, T'] on the host: tokens including the end of sequence, then `IGNORE_INDEX`.
     """
     _, count, length = uniforms.shape
     options = GenerationOptions(do_sample=True, num_return_sequences=count, max_new_tokens=length)
@@ -125,7 +125,7 @@ def draw_captions(model: CaptionerForConditionalGeneration, encoder_hidden_state
 def most_probable_captions(
     model: CaptionerForConditionalGeneration, encoder_hidden_states: Tensor, max_tokens: int
 ) -> Tensor:
-    """Greedy captions as labels [B, 1, T]."""
+    """Return greedy captions as labels [B, 1, T]."""
     return _write(model, encoder_hidden_states, GenerationOptions(num_beams=1, max_new_tokens=max_tokens))
 
 
@@ -147,7 +147,7 @@ def _label_ids(caption: Hypothesis, end: int) -> list[int]:
 
 
 def uniform_numbers(images: Sequence[str | int], draws: int, length: int, seed: Sequence[int]) -> Tensor:
-    """[B, K, T] in [0, 1), a function of `seed` and each image's id: the same in whatever batch or process it falls."""
+    """Return numbers [B, K, T] in [0, 1) that depend only on `seed` and each image's id, not on batch or process."""
     rows = [
         np.random.default_rng((*seed, zlib.crc32(str(image).encode()))).random((draws, length), np.float32)
         for image in images

@@ -1,4 +1,4 @@
-"""What a step trains: one module that encodes a batch once and returns the summed loss of each objective.
+"""The training task: one module that encodes a batch once and returns the summed loss of each objective.
 
 Shapes: B images, K captions per image (given, drawn, or both), T tokens, D width, V vocabulary, C classes.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captioner.config import Objective, PhaseConfig, TagsConfig
-from captioner.data.batches import Batch, send
+from captioner.data.batches import Batch, to_device
 from captioner.model.modeling_captioner import IGNORE_INDEX, caption_cross_entropy
 from captioner.train.caption_packing import PackedCaptions, pack_captions
 from captioner.train.contrastive import contrastive_loss
@@ -23,13 +23,13 @@ from captioner.train.teacher import Teacher
 Losses = dict[Objective, Tensor]
 
 GIVEN_CAPTIONS: tuple[Objective, ...] = ("captioning", "language_modeling")
-"""Objectives that train on the data set's own captions, in the order in which these are packed."""
+"""Objectives that train on the data set's captions, in the order in which the captions are packed."""
 
 
 class CaptioningTask(nn.Module):
     """The captioner with all its objectives. accelerate wraps this module, so gradients are synchronised once a step.
 
-    Teacher, critic and whole model are plain attributes: the task has no parameters but the captioner's.
+    Teacher, critic and whole model are plain attributes, so the only parameters of the task are the captioner's.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class CaptioningTask(nn.Module):
         """
         super().__init__()
         self.captioner = captioner = whole.model
-        # A tuple, so that the two are not submodules once more.
+        # A tuple, which does not register the two as submodules a second time.
         self.towers: tuple[Callable[..., Any], Callable[..., Any]] = captioner.encoder, captioner.decoder
         if compiled:
             self.towers = torch.compile(captioner.encoder.forward), torch.compile(captioner.decoder.forward)
@@ -56,7 +56,7 @@ class CaptioningTask(nn.Module):
         self.teacher = teacher
 
     def item_counts(self, batch: Batch, phase: PhaseConfig) -> dict[Objective, int]:
-        """Items that each objective sums over. Known before the forward pass, so one mean can span many batches."""
+        """Count each objective's items, without a forward pass, so that one mean can span many batches."""
         tokens = int((batch.labels != IGNORE_INDEX).sum())
         captioned = int(batch.captioned.sum())
         tagged = 0
@@ -76,8 +76,8 @@ class CaptioningTask(nn.Module):
         """Encode the batch once and compute the losses of the phase's objectives.
 
         Args:
-            step: of the training; seeds the drawn captions and picks the caption of the contrastive loss.
-            gather: compare with the images of all processes in the contrastive loss; then every process has to run a
+            step: the training step; it seeds the drawn captions and selects the caption for the contrastive loss.
+            gather: let the contrastive loss compare with the images of all processes; every process must then run a
                 forward pass at the same time.
 
         Returns:
@@ -101,9 +101,9 @@ class CaptioningTask(nn.Module):
     def _caption_losses(
         self, batch: Batch, states: Tensor | None, phase: PhaseConfig, step: int
     ) -> tuple[Losses, Losses]:
-        """Decode given and drawn captions in one pass, with the images' states or, where there are none, without.
+        """Decode given and drawn captions in one pass, with the images' states if there are any.
 
-        Captions are packed on the host; drawn captions are there already, for their rewards.
+        Captions are packed on the host, where drawn captions already are because of their rewards.
         """
         given = _by_image(batch)
         labels: Losses = {name: given for name in GIVEN_CAPTIONS if name in phase.objectives}
@@ -121,11 +121,11 @@ class CaptioningTask(nn.Module):
         logged: Losses = {}
         for name, own in labels.items():
             valid = own != IGNORE_INDEX
-            targets = send(own[valid], self.captioner.device)
+            targets = to_device(own[valid], self.captioner.device)
             if drawn is not None and name == "reward":
-                advantages = send(drawn.advantages[:, :, None].expand_as(own)[valid], self.captioner.device)
+                advantages = to_device(drawn.advantages[:, :, None].expand_as(own)[valid], self.captioner.device)
                 losses[name] = policy_gradient_loss(logits[name], targets, advantages)
-                logged[name] = send(drawn.rewards.sum(), self.captioner.device)
+                logged[name] = to_device(drawn.rewards.sum(), self.captioner.device)
             else:
                 losses[name], _ = caption_cross_entropy(logits[name], targets, phase.label_smoothing)
         return losses, logged
@@ -136,24 +136,24 @@ class CaptioningTask(nn.Module):
         return hide_words(input_ids, phase.word_dropout, pad_token_id) if phase.word_dropout > 0 else input_ids
 
     def _contrastive_loss(self, batch: Batch, states: Tensor | None, step: int, gather: bool) -> Tensor:
-        """Of every captioned image and one of its captions, another one at another step."""
+        """Contrast every captioned image with one of its captions, a different one at each step."""
         assert self.captioner.heads.contrastive is not None
         device, given = self.captioner.device, _by_image(batch)
         valid = given != IGNORE_INDEX
         number_of_captions = valid.any(2).sum(1).clamp(min=1)
         chosen = given[torch.arange(len(given)), step % number_of_captions][batch.captioned]
-        last = send((chosen != IGNORE_INDEX).sum(1) - 1, device)
-        input_ids = send(self.captioner.prepare_decoder_input_ids_from_labels(chosen), device)
+        last = to_device((chosen != IGNORE_INDEX).sum(1) - 1, device)
+        input_ids = to_device(self.captioner.prepare_decoder_input_ids_from_labels(chosen), device)
         texts = self.captioner.decoder(input_ids, None)[torch.arange(len(last), device=device), last]
         images, texts, scale = self.captioner.heads.contrastive(states, texts)
-        captioned = send(batch.captioned.nonzero()[:, 0], device)
+        captioned = to_device(batch.captioned.nonzero()[:, 0], device)
         return contrastive_loss(images[captioned], texts, scale, gather)
 
     def _distillation_loss(self, batch: Batch, states: Tensor | None) -> Tensor:
         assert self.teacher is not None and self.captioner.heads.teacher is not None
         logits = self.captioner.heads.teacher(states)
         rows = [row for row in range(len(batch.ids)) if row not in batch.errors]
-        readable = send(torch.tensor(rows, dtype=torch.long), self.captioner.device)
+        readable = to_device(torch.tensor(rows, dtype=torch.long), self.captioner.device)
         return self.teacher.loss(logits[readable], batch.encoder_inputs["pixel_values"][readable])
 
     def _tag_loss(self, batch: Batch, states: Tensor | None) -> Tensor:
@@ -162,11 +162,11 @@ class CaptioningTask(nn.Module):
         known = batch.tags != IGNORE_INDEX
         if not self._multi_label:
             labelled = known.any(1).nonzero()[:, 0]
-            targets = send(batch.tags[labelled], logits.device).float()
-            return F.cross_entropy(logits[send(labelled, logits.device)].float(), targets, reduction="sum")
+            targets = to_device(batch.tags[labelled], logits.device).float()
+            return F.cross_entropy(logits[to_device(labelled, logits.device)].float(), targets, reduction="sum")
         places = known.flatten().nonzero()[:, 0]
-        targets = send(batch.tags[known], logits.device).float()
-        logits = logits.flatten()[send(places, logits.device)].float()
+        targets = to_device(batch.tags[known], logits.device).float()
+        logits = logits.flatten()[to_device(places, logits.device)].float()
         if self.tags.loss == "asymmetric":
             return asymmetric_loss(logits, targets)
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
@@ -177,24 +177,24 @@ class CaptioningTask(nn.Module):
 
 
 def _by_image(batch: Batch) -> Tensor:
-    """The labels of a batch as [B, K, T]."""
+    """Return the labels of a batch as [B, K, T]."""
     return batch.labels.unflatten(0, (max(len(batch.ids), 1), -1))
 
 
 def packed_logits(
     decoder: Callable[..., Tensor], lm_head: nn.Module, packed: PackedCaptions, states: Tensor | None
 ) -> Losses:
-    """By objective, the logits [N, V] of its N valid labels, decoded with the images' states [B, P, D] or without."""
+    """Return the logits [N, V] of each objective's N valid labels; the images' `states` are [B, P, D] or None."""
     hidden_states = decoder(packed.input_ids, states, packed.attention_mask, position_ids=packed.position_ids)
     hidden_states = hidden_states.flatten(0, 1)
     return {name: lm_head(hidden_states[own]) for name, own in packed.places.items()}
 
 
 def asymmetric_loss(logits: Tensor, targets: Tensor, gamma_negative: float = 4.0, margin: float = 0.05) -> Tensor:
-    """Summed loss of multi-label targets, most of them 0 (Ridnik et al. 2021, https://arxiv.org/abs/2009.14119, eq. 7).
+    """Sum the asymmetric loss over multi-label targets (Ridnik et al. 2021, https://arxiv.org/abs/2009.14119, eq. 7).
 
-    An absent label weighs less the lower its predicted probability, and nothing below a probability of `margin`.
-    `logits` of any shape; `targets` of the same, 0 or 1.
+    The lower the predicted probability of an absent label, the less it counts; below `margin` it does not count at all.
+    `logits` may have any shape; `targets` have the same shape and are 0 or 1.
     """
     shifted = (logits.sigmoid() - margin).clamp(min=0)
     present = targets * F.logsigmoid(logits)
@@ -203,7 +203,7 @@ def asymmetric_loss(logits: Tensor, targets: Tensor, gamma_negative: float = 4.0
 
 
 def hide_words(input_ids: Tensor, share: float, pad_token_id: int) -> Tensor:
-    """Replace a share of the input tokens by padding, so that the decoder has to look at the image for them.
+    """Replace a share of the input tokens by padding, so that the decoder must take them from the image.
 
     Word dropout (Bowman et al. 2016, https://arxiv.org/abs/1511.06349, section 3.1). The start token stays.
     """

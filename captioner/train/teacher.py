@@ -1,4 +1,4 @@
-"""Distillation: the encoder learns to judge a photo as a trained classifier does, whether or not it has captions.
+"""Distillation: the encoder learns to classify photos as a trained classifier does. Photos need no captions.
 
 Source: G. Hinton et al., "Distilling the Knowledge in a Neural Network", https://arxiv.org/abs/1503.02531.
 """
@@ -19,10 +19,10 @@ from captioner.model.preprocessing import Preprocessing
 
 
 def load_classifier(config: TeacherConfig) -> Any:
-    """The timm classifier (a module with more to it than `nn.Module` tells) that a recipe names, trained.
+    """Return the pretrained timm classifier that a recipe names (`Any`: it has more methods than `nn.Module`).
 
     Raises:
-        CaptionerError: timm has no such model or weights, or the file does not fit it.
+        CaptionerError: timm has no such model or weights, or the file does not fit the model.
     """
     try:
         if config.weights is None:
@@ -38,7 +38,7 @@ def load_classifier(config: TeacherConfig) -> Any:
 
 
 class Teacher:
-    """A frozen timm classifier that sees the very pixels the student sees, normalised as it is used to."""
+    """A frozen timm classifier that sees the student's pixels, with its own normalisation."""
 
     def __init__(self, classifier: nn.Module, temperature: float, student: Preprocessing, device: torch.device) -> None:
         self.classifier = classifier.to(device).eval().requires_grad_(False)
@@ -52,9 +52,9 @@ class Teacher:
         self.scale, self.shift = student_std / std, (student_mean - mean) / std
 
     def loss(self, logits: Tensor, pixel_values: Tensor) -> Tensor:
-        """Sum over images of KL(teacher || student) at the temperature T, times T squared (section 2.1 there).
+        """Sum KL(teacher || student) at temperature T over images, times T squared (section 2.1 of the paper).
 
-        `logits` [B, C] are the student's for `pixel_values` [B, 3, H, W].
+        `logits` [B, C] are the student's, for `pixel_values` [B, 3, H, W].
         """
         with torch.no_grad():
             pixels = pixel_values * self.scale + self.shift

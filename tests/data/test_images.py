@@ -4,6 +4,7 @@ import io
 import pickle
 import re
 import struct
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -398,3 +399,22 @@ def test_a_picture_that_lacks_only_the_mark_of_its_end_is_whole(format: str) -> 
     data = encoded(picture(), format)
     unended = data[: -{"PNG": 12, "GIF": 1}[format]]
     assert load_image(unended).tobytes() == load_image(data).tobytes()
+
+
+def test_heic_is_read_with_its_plug_in_and_named_in_the_error_without(tmp_path: Path, monkeypatch) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 40))).save(tmp_path / "a.heic")
+    image = load_image(tmp_path / "a.heic")
+    assert image.size == (64, 48) and np.abs(np.asarray(image).mean((0, 1)) - (200, 30, 40)).max() < 4
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    images._load_plugin.cache_clear()
+    assert "pip install 'captioner[heif]'" in refusal(tmp_path / "a.heic").message
+    images._load_plugin.cache_clear()
+
+
+def test_jpeg_xl_names_its_plug_in(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    images._load_plugin.cache_clear()
+    for start in (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"):
+        assert "pip install pillow-jxl-plugin" in refusal(start + bytes(40)).message
+    images._load_plugin.cache_clear()

@@ -135,10 +135,11 @@ def test_files_that_hold_no_weights_are_refused(vit_file: Path, tmp_path: Path) 
 def test_the_image_processor_follows_the_trunk() -> None:
     model = build_model(config("vit_tiny_patch16_224", image_size=40, **VIT))
     processor = build_image_processor(model, "pad", 0.9)
-    assert (processor.image_size, processor.resize_mode, processor.crop_pct) == (40, "pad", 0.9)
-    assert (processor.mean, processor.std) == ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
+    found = processor.preprocessing
+    assert (found.image_size, found.resize_mode, found.crop_pct) == (40, "pad", 0.9)
+    assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     imagenet = build_image_processor(build_model(config("deit_tiny_distilled_patch16_224", **VIT)))
-    assert imagenet.mean == [0.485, 0.456, 0.406]
+    assert imagenet.preprocessing.mean == (0.485, 0.456, 0.406)
 
 
 def test_an_unknown_trunk_is_refused_with_the_nearest_name() -> None:

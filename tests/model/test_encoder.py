@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from captioner.model.encoder import DepthwiseInFloat32, sincos_position_embedding
+from captioner.model.encoder import sincos_position_embedding
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -129,21 +128,3 @@ def test_channels_last_maps_keep_their_tokens_in_order(make_model: Any) -> None:
     pooled = F.avg_pool2d(trunk.model.forward_features(pixels).permute(0, 3, 1, 2), 2).flatten(2).transpose(1, 2)
     trunk.pooling = 2
     assert_close(trunk(pixels)[0], pooled)
-
-
-def test_depthwise_convolutions_learn_in_float32_where_autocast_says_bfloat16(make_model: Any) -> None:
-    torch.manual_seed(0)
-    depthwise, dense = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3)
-    images = torch.randn(2, 8, 9, 9)
-    exact = depthwise(images)
-    trunk = make_model(encoder_name="test_efficientnet", encoder_kwargs={}, image_size=64).encoder.trunk
-    pixels = torch.randn(2, 3, 64, 64)
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded, learning = dense(images), trunk(pixels)[0]
-        with DepthwiseInFloat32():
-            assert torch.equal(depthwise(images), exact.bfloat16()) and torch.equal(dense(images), rounded)
-            depthwise.requires_grad_(False)
-            assert not torch.equal(depthwise(images), exact.bfloat16()), "at rest it stays in bfloat16"
-            assert torch.equal(trunk(pixels)[0], learning)
-        with torch.no_grad():
-            assert not torch.equal(trunk(pixels)[0], learning), "where nothing learns, all is in bfloat16"

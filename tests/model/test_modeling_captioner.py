@@ -161,14 +161,14 @@ def test_forward_raises_on_arguments_that_it_does_not_know(make_model: Any, imag
     """One that vanished in `**kwargs`, a cache under a new name, made `generate` write garbage."""
     with pytest.raises(TypeError, match="past_key_values"):
         make_model()(images, labels=LABELS, past_key_values=None)
-    with pytest.raises(ValueError, match="output_attentions"):
-        make_model().generate(images, output_attentions=True, return_dict_in_generate=True)
 
 
 def test_a_tuple_holds_the_same_as_the_named_output(make_model: Any, images: torch.Tensor) -> None:
     model = make_model().eval()
     named, plain = (model(images, labels=LABELS, return_dict=return_dict) for return_dict in (True, False))
     assert_close(plain, (named.loss, named.logits, named.encoder_last_hidden_state))
+    model.config.return_dict = False
+    assert_close(model(images, labels=LABELS), plain)
 
 
 def test_captions_go_on_from_texts_as_the_processor_gives_them(make_model: Any, images: torch.Tensor) -> None:
@@ -179,3 +179,17 @@ def test_captions_go_on_from_texts_as_the_processor_gives_them(make_model: Any, 
         start = torch.tensor([[START, *text]])
         (alone,) = model.generate(pixel_values=image[None], decoder_input_ids=start, max_new_tokens=4).tolist()
         assert [token for token in found if token] == [token for token in alone if token]
+
+
+def test_only_the_logits_that_are_asked_for_are_computed(make_model: Any, images: torch.Tensor) -> None:
+    model, inputs = make_model(), torch.tensor([[START, 5, 9], [START, 8, 3]])
+    whole = model(images, decoder_input_ids=inputs).logits
+    for asked, expected in (
+        (0, whole),
+        (1, whole[:, -1:]),
+        (2, whole[:, -2:]),
+        (torch.tensor([0, 2]), whole[:, [0, 2]]),
+    ):
+        found = model(images, decoder_input_ids=inputs, logits_to_keep=asked).logits
+        assert found.shape == expected.shape
+        assert_close(found, expected)

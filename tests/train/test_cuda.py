@@ -10,11 +10,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
+from torch import nn
 from torch.distributed.tensor import DTensor
 
-from captioner.config import RunConfig
+from captioner.config import PhaseConfig, RunConfig
+from captioner.data.batches import Batch
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
+from captioner.train.optimizer_step import OptimizerStep
 from captioner.train.phases import set_modes
 from captioner.train.trainer import Trainer, train
 
@@ -86,7 +89,9 @@ def test_a_step_never_waits_for_the_device(recipe: Recipe, more: tuple[str, ...]
     batches = [[next(loader) for _ in step] for step in steps]
 
     def step(number: int) -> None:
-        trainer._step(model, [batch.to(trainer.accelerator.device) for batch in batches[number]], stretch.phase)
+        trainer.step.take(
+            model, [batch.to(trainer.accelerator.device) for batch in batches[number]], stretch.phase, number
+        )
 
     step(0)  # AdamW makes its state
     torch.cuda.set_sync_debug_mode("error")
@@ -133,18 +138,18 @@ def test_a_broken_training_resumes_to_the_same_bits(
         recipe(*same, f"output_dir={tmp_path / 'broken'}"),
     )
     train(whole)
-    step = Trainer._step
+    take = OptimizerStep.take
 
-    def breaking(self: Trainer, *arguments: object) -> object:
-        if self.progress.global_step == 7:
+    def breaking(self: OptimizerStep, model: nn.Module, batches: list[Batch], phase: PhaseConfig, step: int) -> object:
+        if step == 7:
             raise KeyboardInterrupt
-        return step(self, *arguments)
+        return take(self, model, batches, phase, step)
 
     forget_accelerators()
-    monkeypatch.setattr(Trainer, "_step", breaking)
+    monkeypatch.setattr(OptimizerStep, "take", breaking)
     with pytest.raises(KeyboardInterrupt):
         train(broken)
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(OptimizerStep, "take", take)
     forget_accelerators()
     train(broken, resume=True)
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
@@ -168,7 +173,7 @@ def test_a_batch_that_exceeds_the_memory_is_halved_and_learnt_all_the_same(
     for part in (batch, batch.split(32)[0]):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        assert trainer._fits(model, part, phase)
+        assert trainer.step.fits(model, part, phase)
         peaks.append(torch.cuda.max_memory_reserved())
     del trainer, model, batch
     forget_accelerators()
@@ -179,7 +184,7 @@ def test_a_batch_that_exceeds_the_memory_is_halved_and_learnt_all_the_same(
         train(recipe(*large, "phases.0.epochs=1"))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert "64 images at once exceed the memory; 32 at once, accumulated" in capsys.readouterr().err
+    assert "a batch of 64 images exceeds the memory: split into parts of 32" in capsys.readouterr().err
     found = losses(tmp_path / "run")
     assert len(found) == 3 and found[-1] < found[0]
 

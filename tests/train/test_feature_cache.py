@@ -29,11 +29,14 @@ def name(tiny_captioner: Path, tmp_path: Path) -> Name:
     """The file that the features of these samples are kept in, the model being changed as told."""
     accelerator = Accelerator(cpu=True)
 
-    def cached(samples: Sequence[Sample], precision: str = "no", pooling: int = 1, **preprocessing: Any) -> str:
+    def cached(
+        samples: Sequence[Sample], precision: str = "no", pooling: int = 1, scale: int = 1, **preprocessing: Any
+    ) -> str:
         model, processor = load_model(tiny_captioner, "tiny", encoder_pooling=pooling)
         for field, value in preprocessing.items():
             setattr(processor.image_processor, field, value)
         dataset = CaptionDataset(samples, processor, DataConfig(train={"path": "x"}, validation={"path": "x"}))
+        dataset.min_size *= scale
         stand_in = SimpleNamespace(
             mixed_precision=precision,
             is_main_process=True,
@@ -97,9 +100,10 @@ def test_all_that_shapes_features_is_in_their_name(name: Name, image: Any) -> No
         name(samples, pooling=2),
         name(samples, precision="bf16"),
         name(samples, resize_mode="pad"),
+        name(samples, scale=2),
         name([Sample("photo", encoded("blue"), ("a photo",))]),
     ]
-    assert len(set(names)) == 5 and "as before" not in names
+    assert len(set(names)) == 6 and "as before" not in names
     assert (
         name([Sample("photo", image.copy() if isinstance(image, Image.Image) else image, ("other words",))])
         == "as before"

@@ -71,7 +71,7 @@ def test_what_is_trained_learns_on_with_images_of_another_size(recipe: Recipe, r
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)
     trainer.run()
-    learnt, processor = load_model(*find_model(trainer.output_dir))
+    learnt, processor = load_model(*find_model(trainer.folder.path))
     assert learnt.config.image_size == processor.image_processor.preprocessing.image_size == 48
     assert learnt.encoder.state_dict()["trunk.model.pos_embed"].shape == (1, 37, 64)
 
@@ -117,8 +117,8 @@ def test_a_pretrained_captioner_gets_a_tag_head_of_its_own_names(recipe: Recipe,
     [
         ("{encoder: lost.safetensors}", r"model: encoder weights lost\.safetensors: not an existing"),
         ("{encoder: lost/folder}", "lost/folder: no such folder"),
-        ("{decoder: lost}", "pretrained decoder brings its own tokenizer"),
-        ("{captioner: default, encoder: lost}", "a captioner brings its own encoder and decoder"),
+        ("{decoder: lost}", "pretrained decoder has its own tokenizer"),
+        ("{captioner: default, encoder: lost}", "a captioner has its own encoder and decoder"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(recipe: Recipe, pretrained: str, message: str) -> None:

@@ -65,7 +65,7 @@ def test_the_launcher_s_accumulation_makes_the_steps_and_divides_no_loss(
         steps = trainer.data.steps(train_set, stretch, 0, 0, 1)
         assert [len(step) for step in steps] == [2, 2, 1]
         loader = trainer._loader(train_set, steps[0])
-        norms.append(trainer._step(model, list(loader), stretch.phase).read()["grad_norm"])
+        norms.append(trainer.step.take(model, list(loader), stretch.phase, 0).read()["grad_norm"])
     assert norms[0] == norms[1]
 
 
@@ -91,7 +91,7 @@ def test_the_launcher_s_compiler_compiles(recipe: Recipe, monkeypatch: pytest.Mo
             "optimization.mixed_precision='no'",
             "the launcher sets mixed_precision to bf16, the recipe",
         ),
-        (PRECISION, "fp8", "seed=0", "ACCELERATE_MIXED_PRECISION is 'fp8': training has no, bf16 and fp16"),
+        (PRECISION, "fp8", "seed=0", "ACCELERATE_MIXED_PRECISION is 'fp8': training supports no, bf16 and fp16"),
         (
             ACCUMULATION,
             "4",

@@ -17,6 +17,7 @@ from captioner.config import PhaseConfig, RunConfig
 from captioner.data.batches import Batch
 from captioner.errors import CaptionerError
 from captioner.model.tokenization_captioner import CaptionerTokenizer
+from captioner.train.optimizer_step import OptimizerStep, StepNumbers
 from captioner.train.trainer import Trainer, train
 
 Recipe = Callable[..., RunConfig]
@@ -32,28 +33,30 @@ class Killed(Exception):
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[str | int]]:
     """The photos of every step, as they are taken."""
     steps: list[list[str | int]] = []
-    step = Trainer._step
+    take = OptimizerStep.take
 
-    def watched(self: Trainer, model: nn.Module, batches: Sequence[Batch], phase: PhaseConfig) -> dict[str, float]:
-        found = step(self, model, batches, phase)
+    def watched(
+        self: OptimizerStep, model: nn.Module, batches: Sequence[Batch], phase: PhaseConfig, step: int
+    ) -> StepNumbers:
+        found = take(self, model, batches, phase, step)
         steps.append([identifier for batch in batches for identifier in batch.ids])
         return found
 
-    monkeypatch.setattr(Trainer, "_step", watched)
+    monkeypatch.setattr(OptimizerStep, "take", watched)
     return steps
 
 
 def train_until(config: RunConfig, steps: int) -> None:
     """Train, and be killed before the step after these."""
     trainer = Trainer(config, resume=False)
-    step = trainer._step
+    take = trainer.step.take
 
-    def breaking(*arguments: Any) -> dict[str, float]:
+    def breaking(*arguments: Any) -> StepNumbers:
         if trainer.progress.global_step == steps:
             raise Killed
-        return step(*arguments)
+        return take(*arguments)
 
-    trainer._step = breaking  # type: ignore[method-assign]
+    trainer.step.take = breaking  # type: ignore[method-assign]
     with pytest.raises(Killed):
         trainer.run()
 
@@ -190,7 +193,7 @@ def test_an_epoch_is_not_resumed_in_another_order(
     train_until(recipe("checkpoint_every_steps=1"), steps=2)
     before = weights(tmp_path / "run")
     seen.clear()
-    with pytest.raises(CaptionerError, match=f"last: within an epoch.* a training goes on as it began: {message}"):
+    with pytest.raises(CaptionerError, match=f"last: within an epoch.* these settings must not change: {message}"):
         train(recipe(override), resume=True)
     assert seen == [] and all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path / "run").items())
 
@@ -244,7 +247,7 @@ def test_a_training_that_is_over_says_so(recipe: Recipe, capsys: pytest.CaptureF
     train(recipe("phases.0.epochs=1"))
     capsys.readouterr()
     train(recipe("phases.0.epochs=1"), resume=True)
-    assert "last: all that the recipe asks for has been trained" in capsys.readouterr().err
+    assert "last: the recipe has been trained to its end" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("every_steps", [None, 1, 2, 5])
@@ -325,7 +328,7 @@ def test_another_model_is_not_resumed_and_its_key_is_named(
     tags = ["tags={source: captions, num_words: 6}", "phases.0.objectives={captioning: 1.0, tags: 1.0}"]
     rates = "phases.0.learning_rates={trunk: 0.001, decoder: 0.001, heads: 0.001}"
     train_until(recipe(*tags, rates), steps=3)
-    with pytest.raises(CaptionerError, match=f"last: a training goes on as it began: {message}"):
+    with pytest.raises(CaptionerError, match=f"last: these settings must not change: {message}"):
         train(recipe(*tags, rates, override), resume=True)
 
 

@@ -23,7 +23,8 @@ from captioner.data.dataset import CaptionDataset
 from captioner.errors import CaptionerError
 from captioner.hub.load import load_model
 from captioner.infer.captioner import Captioner
-from captioner.train.trainer import StepNumbers, Trainer, train
+from captioner.train.optimizer_step import StepNumbers
+from captioner.train.trainer import Trainer, train
 
 ROOT = Path(__file__).parents[2]
 Recipe = Callable[..., RunConfig]
@@ -188,7 +189,7 @@ def test_a_split_batch_gives_the_gradient_of_the_whole(recipe: Recipe) -> None:
     def gradient(batches: list[Batch]) -> torch.Tensor:
         collected = []
         hook = trainer.model.lm_head.weight.register_hook(lambda grad: collected.append(grad.clone()))
-        trainer._step(joint, batches, phase)
+        trainer.step.take(joint, batches, phase, 0)
         hook.remove()
         return torch.stack(collected).sum(0)
 
@@ -254,8 +255,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_images(
     """From the second step on; where the host hears of it late, the device skips the updates after it as well."""
     trainer = Trainer(recipe(), resume=False)
     if reads_late:
-        trainer._read_late()
-    step, weights = trainer._step, {}
+        trainer.step.read_late()
+    take, weights = trainer.step.take, {}
 
     def breaking(*arguments: Any) -> StepNumbers:
         if trainer.progress.global_step == 1:
@@ -265,9 +266,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_images(
         elif weights:
             trainer.model.decoder.norm.weight.data.nan_to_num_()  # what would make the next update one of numbers
             weights["decoder.norm.weight"].nan_to_num_()
-        return step(*arguments)
+        return take(*arguments)
 
-    trainer._step = breaking
+    trainer.step.take = breaking
     with pytest.raises(CaptionerError, match=r"step 2: the loss is nan; images: \d+\.png"):
         trainer.run()
     for name, tensor in trainer.model.state_dict().items():
@@ -280,7 +281,7 @@ def test_steps_that_are_read_late_learn_and_log_the_same(recipe: Recipe, tmp_pat
         config = recipe("optimization.ema_decay=0.9", f"output_dir={tmp_path / name}", "checkpoint_every_steps=3")
         trainer = Trainer(config, resume=False)
         if name == "late":
-            trainer._read_late()
+            trainer.step.read_late()
         trainer.run()
         lines = map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
         entries.append([{key: value for key, value in line.items() if key != "seconds"} for line in lines])
@@ -326,7 +327,7 @@ def test_a_training_starts_from_a_trained_captioner_its_words_and_its_preprocess
     first = recipe()
     donor, processor = load_model(train(first), "first")
     values = first.model_dump(exclude_unset=True) | {"pretrained": str(tmp_path / "run"), "output_dir": str(tmp_path)}
-    with pytest.raises(ValueError, match=r"a pretrained captioner brings its own model\.encoder_kwargs"):
+    with pytest.raises(ValueError, match=r"a pretrained captioner has its own model\.encoder_kwargs"):
         RunConfig.model_validate(values)
     config = RunConfig.model_validate({name: values[name] for name in values.keys() - {"model", "tokenizer"}})
     trainer = Trainer(config, resume=False)
@@ -337,7 +338,7 @@ def test_a_training_starts_from_a_trained_captioner_its_words_and_its_preprocess
     trainer.run()
     assert losses(tmp_path)[0] < losses(tmp_path / "run")[0] - 0.5
     card = ModelCard.load(tmp_path / "best" / "README.md")
-    assert card.data.to_dict()["library_name"] == "captioner" and "learnt from 160" in card.text
+    assert card.data.to_dict()["library_name"] == "captioner" and "trained on 160" in card.text
     assert f"CIDEr {trainer.progress.best:.4f}" in card.text and "# run\n" in card.text, "and the card of its start"
     with pytest.raises(CaptionerError, match=r"max_caption_tokens 17 is above the 16 positions of"):
         more = config.data.model_copy(update={"max_caption_tokens": 17})

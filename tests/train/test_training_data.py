@@ -1,13 +1,17 @@
-"""What a training says of its sources."""
+"""A training prints what it skips of its sources, and computes the batches of a step once."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from captioner.config import SourceConfig
+from captioner.config import OptimizationConfig, PhaseConfig, SourceConfig, Stretch
+from captioner.data.dataset import epoch_places
 from captioner.errors import CaptionerError
 from captioner.train import training_data
+from captioner.train.training_data import TrainingData
 
 
 @pytest.fixture
@@ -44,3 +48,55 @@ def test_what_is_left_out_is_said(photos: Path) -> None:
         f"skipped {photos}/words.txt:2: the caption holds no word: '...'",
         f"{photos}/words.txt: 1 skipped, 1 kept",
     ]
+
+
+class WeightedImages:
+    """A data set of 23 images, as often as their weights say: epochs of 26 to 31 places."""
+
+    weights = [0.3, 2.0, 1.0, 0.5] * 5 + [1.0, 3.0, 0.2]
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def lengths(self) -> list[int]:
+        return [index % 7 for index in range(len(self))]
+
+    def places(self, epoch: int) -> list[tuple[int, int]]:
+        return epoch_places(len(self), epoch, self.weights)
+
+    def epoch_size(self, epoch: int) -> int:
+        return len(self.places(epoch))
+
+
+def test_turns_counted_in_steps_take_every_step_once_and_compute_each_epoch_at_most_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = object.__new__(TrainingData)
+    data.config = SimpleNamespace(seed=3, optimization=OptimizationConfig(batch_size=2, gradient_accumulation_steps=2))
+    data._epoch_starts = {}
+    images: Any = WeightedImages()
+    by_epoch = PhaseConfig(name="a", epochs=1, learning_rates={"decoder": 1.0})
+    expected = [
+        step
+        for epoch in range(12)
+        for step in data.steps(images, Stretch(by_epoch, 0, 1), epoch, process=1, processes=2)
+    ]
+    computed: list[int] = []
+    batches = training_data.bucketed_batches
+
+    def counted(lengths: list[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+        computed.append(epoch)
+        return batches(lengths, batch_size, seed, epoch)
+
+    monkeypatch.setattr(training_data, "bucketed_batches", counted)
+    by_step = PhaseConfig(name="b", steps=3, learning_rates={"decoder": 1.0})
+    turns = len(expected) // 3
+    found = [
+        step
+        for turn in range(turns)
+        for step in data.steps(images, Stretch(by_step, turn, turns), 99, process=1, processes=2)
+    ]
+    assert found == expected[: 3 * turns] and len({len(images.places(epoch)) for epoch in range(12)}) > 2
+    assert len(computed) <= 2 * turns  # a turn of 3 steps lies in one epoch of 7 or 8, or in two
+    data._epoch_starts = {}
+    assert data.steps(images, Stretch(by_step, 5, turns), 99, process=1, processes=2) == expected[15:18]  # resumed

@@ -6,7 +6,6 @@ the folder `broken`, breaks off before that step and is resumed.
 
 import json
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from accelerate import Accelerator, PartialState
@@ -17,8 +16,9 @@ from torch.distributed.tensor import DTensor
 
 from captioner.config import PhaseConfig, load_config
 from captioner.data.batches import Batch
+from captioner.train.optimizer_step import StepNumbers
 from captioner.train.phases import parameter_places
-from captioner.train.trainer import StepNumbers, Trainer
+from captioner.train.trainer import Trainer
 
 
 class WatchedTrainer(Trainer):
@@ -34,15 +34,6 @@ class WatchedTrainer(Trainer):
         after = self.weights()
         places = parameter_places(self.model)
         self.moved.append(sorted({places[name].part for name in before if not before[name].equal(after[name])}))
-
-
-class BreakingTrainer(Trainer):
-    breaks_at: int
-
-    def _step(self, model: nn.Module, batches: Sequence[Batch], phase: PhaseConfig) -> StepNumbers:
-        if self.progress.global_step == self.breaks_at:
-            raise KeyboardInterrupt
-        return super()._step(model, batches, phase)
 
 
 def main(recipe: str, reshard: str, breaks_at: str) -> None:
@@ -62,11 +53,18 @@ def main(recipe: str, reshard: str, breaks_at: str) -> None:
     watched.moved = []
     watched.run()
     if watched.accelerator.is_main_process:
-        (watched.output_dir / "moved.json").write_text(json.dumps(watched.moved))
+        (watched.folder.path / "moved.json").write_text(json.dumps(watched.moved))
     if int(breaks_at):
-        config = config.model_copy(update={"output_dir": str(watched.output_dir / "broken")})
-        breaking = BreakingTrainer(config, resume=False)
-        breaking.breaks_at = int(breaks_at)
+        config = config.model_copy(update={"output_dir": str(watched.folder.path / "broken")})
+        breaking = Trainer(config, resume=False)
+        take = breaking.step.take
+
+        def take_until(model: nn.Module, batches: list[Batch], phase: PhaseConfig, step: int) -> StepNumbers:
+            if step == int(breaks_at):
+                raise KeyboardInterrupt
+            return take(model, batches, phase, step)
+
+        breaking.step.take = take_until  # type: ignore[method-assign]
         try:
             breaking.run()
         except KeyboardInterrupt:

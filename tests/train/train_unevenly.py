@@ -24,13 +24,13 @@ def main(recipe: str) -> None:
         return forward(self, batch, *arguments)
 
     CaptioningTask.forward = short_of_memory  # type: ignore[method-assign]
-    assert not trainer._fits(model, batch, phase), "on process 0"
-    assert trainer._fits(model, batch.split(4)[0], phase)
+    assert not trainer.step.fits(model, batch, phase), "on process 0"
+    assert trainer.step.fits(model, batch.split(4)[0], phase)
     CaptioningTask.forward = forward  # type: ignore[method-assign]
     for micro_batches in ((2, 8), (8, 3), (1, 1)):
-        trainer.micro_batch = micro_batches[rank]
+        trainer.step.micro_batch = micro_batches[rank]
         share = batch.split(5 - rank)[0]
-        losses = trainer._step(model, [share, batch], phase).read()
+        losses = trainer.step.take(model, [share, batch], phase, 0).read()
         assert losses["loss/contrastive"] > 0
     parameters = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
     both = trainer.accelerator.gather(parameters[None])

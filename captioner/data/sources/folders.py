@@ -1,15 +1,16 @@
-"""Reads folders: a table in the folder, or a text file of captions beside each image."""
+"""Reads folders: a table in the folder, or captions beside each image (text, XMP) or in it."""
 
 import os
 from collections.abc import Iterator
 
 from captioner.config import SourceConfig
 from captioner.data.folder_walk import walk
-from captioner.data.images import IMAGE_EXTENSIONS
+from captioner.data.images import IMAGE_EXTENSIONS, MAX_BYTES
+from captioner.data.photo_metadata import embedded_description, xmp_description
 from captioner.data.sources.image_names import normalized_name
 from captioner.data.sources.sample import Report, Sample, usable_captions
 from captioner.data.sources.tables import read_table
-from captioner.data.sources.text_files import decode_text, lines_of
+from captioner.data.text_files import decode_text, lines_of
 from captioner.errors import CaptionerError
 
 FOLDER_TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "captions.jsonl", "captions.csv")
@@ -42,6 +43,7 @@ def _read_sidecars(path: str, config: SourceConfig, report: Report) -> Iterator[
             stem, suffix = os.path.splitext(name)
             if config.captioned and suffix.lower() in CAPTION_EXTENSIONS:
                 texts.setdefault(normalized_name(stem), []).append(name)
+        with_xmp = {name.removesuffix(".xmp") for name in names if name.endswith(".xmp")}
         unused = {name for several in texts.values() for name in several}
         for name in images:
             image = os.path.join(folder, name)
@@ -52,14 +54,30 @@ def _read_sidecars(path: str, config: SourceConfig, report: Report) -> Iterator[
             unused.difference_update(beside)
             if not config.captioned:
                 yield Sample(identifier, image, ())
+            elif not beside and (description := _description(image, name in with_xmp)):
+                yield Sample(identifier, image, (description,))
             elif not beside:
-                report(image, f"the image has no caption: no {stem}.txt beside it")
+                report(image, f"the image has no caption: no {stem}.txt beside it, and no description in it")
             elif len(beside) > 1:
                 report(image, f"several files have the image's captions: {' and '.join(beside)}; keep one")
             elif captions := _read_text(os.path.join(folder, beside[0]), report):
                 yield Sample(identifier, image, captions)
         for text in sorted(unused):
             report(os.path.join(folder, text), "the image is missing: there is none of this name beside it")
+
+
+def _description(image: str, has_sidecar: bool) -> str | None:
+    """The description in an image's XMP sidecar, else in the image."""
+    try:
+        if has_sidecar and os.path.getsize(f"{image}.xmp") <= MAX_TEXT_BYTES:
+            with open(f"{image}.xmp", "rb") as file:
+                if found := xmp_description(file.read()):
+                    return found.text
+        with open(image, "rb") as file:
+            found = embedded_description(file.read()) if os.path.getsize(image) <= MAX_BYTES else None
+    except OSError:
+        return None
+    return found.text if found else None
 
 
 def _files_by_folder(path: str, report: Report) -> Iterator[tuple[str, list[str]]]:

@@ -1,4 +1,4 @@
-"""The JSON layouts of captioning benchmarks: Karpathy's splits and COCO's annotations."""
+"""JSON files: Karpathy's splits, COCO's annotations, and the layouts of other programs (see foreign_rows)."""
 
 import json
 import os
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from captioner.config import SourceConfig
+from captioner.data.sources.foreign_rows import json_rows
 from captioner.data.sources.image_names import ImageFolders
-from captioner.data.sources.rows import Row, rows_in_split
+from captioner.data.sources.rows import Row, merge, rows_in_split, samples_of
 from captioner.data.sources.sample import Report, Sample, usable_captions, usable_labels
 from captioner.errors import CaptionerError
 
@@ -15,7 +16,7 @@ MAX_JSON_BYTES = 2**32
 
 
 def read_json(path: str, config: SourceConfig, report: Report) -> Iterator[Sample]:
-    """Read a .json file in either layout, told apart by its fields."""
+    """Read a .json file in the layout that its fields tell."""
     folders = ImageFolders.beside(path, config.images)
     if os.path.getsize(path) > MAX_JSON_BYTES:
         raise CaptionerError(f"{path}: over the limit of {MAX_JSON_BYTES:,} bytes; use .jsonl or .parquet")
@@ -24,6 +25,10 @@ def read_json(path: str, config: SourceConfig, report: Report) -> Iterator[Sampl
             tree = json.load(file)
     except (ValueError, RecursionError) as error:
         raise CaptionerError(f"{path}: not a JSON file: {error}") from error
+    rows = json_rows(tree, path, config)
+    if rows is not None:
+        folders.folders += [os.path.join(os.path.dirname(path), name) for name in ("VG_100K", "VG_100K_2")]
+        return merge(samples_of(rows, config.model_copy(update={"path": path}), folders, report))
     tree = tree if isinstance(tree, dict) else {}
     images, annotations = tree.get("images"), tree.get("annotations")
     if isinstance(images, list) and any(isinstance(image, dict) and "sentences" in image for image in images):
@@ -33,8 +38,8 @@ def read_json(path: str, config: SourceConfig, report: Report) -> Iterator[Sampl
     if isinstance(images, list) and isinstance(annotations, list):
         return _read_coco(path, images, annotations, config, folders, report)
     raise CaptionerError(
-        f"{path}: neither Karpathy's layout (images[].sentences) nor COCO's (images[] and annotations[]); "
-        "write a list of rows as .jsonl, one object per line"
+        f"{path}: neither Karpathy's layout (images[].sentences) nor COCO's (images[] and annotations[]), and none of "
+        "Label Studio, Visual Genome, FiftyOne or kohya; write a list of rows as .jsonl, one object per line"
     )
 
 

@@ -9,6 +9,7 @@ from captioner.config import SourceConfig
 from captioner.data.sources.folders import read_folder
 from captioner.data.sources.hf_datasets import read_dataset
 from captioner.data.sources.karpathy_coco import read_json
+from captioner.data.sources.project import read_project
 from captioner.data.sources.sample import Report, Sample, Skip, SourceError
 from captioner.data.sources.tables import read_table
 from captioner.data.sources.tar_shards import read_shards
@@ -70,10 +71,12 @@ def _read(config: SourceConfig, report: Report) -> Iterator[Sample]:
 
     hf:NAME             `datasets`: a local folder, else a name on the Hub
     a folder            metadata.csv or captions.csv (.jsonl) in it, else photo.jpg and photo.txt (or .caption), a
-                        caption per line
+                        caption per line, or photo.jpg.xmp, or a description in the photo
     .tar                WebDataset: KEY.jpg, KEY.txt, KEY.json; a range {0000..0031} or a glob matches several shards
     .json               Karpathy & Fei-Fei 2015: images[].filename, filepath, sentences[].raw, split; or
                         COCO: images[].id, file_name and annotations[].image_id, caption
+                        Label Studio, Visual Genome, FiftyOne, kohya, COCO results: see foreign_rows
+    .captions           a project of `captioner annotate`
     .jsonl .csv .tsv    a row has an image's name and a caption, or (jsonl) a list of captions
     .parquet            the same, or with the images in the table
 
@@ -91,8 +94,12 @@ def _read(config: SourceConfig, report: Report) -> Iterator[Sample]:
     if not os.path.isfile(path):
         raise CaptionerError(f"{path}: no such file or folder")
     match os.path.splitext(path)[1].lower():
+        case ".captions":
+            return read_project(path, config, report)
         case ".json":
             return read_json(path, config, report)
         case ".jsonl" | ".csv" | ".tsv" | ".parquet":
             return read_table(path, config, report)
-    raise CaptionerError(f"{path}: unknown layout; give .json, .jsonl, .csv, .tsv, .parquet, .tar, a folder or hf:NAME")
+    raise CaptionerError(
+        f"{path}: unknown layout; give .json, .jsonl, .csv, .tsv, .parquet, .tar, .captions, a folder or hf:NAME"
+    )

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from captioner.data.captions import has_words
+from captioner.data.archives import ArchiveMember
+from captioner.data.caption_checks import caption_problem, one_line
 from captioner.data.sources.stored_images import ShardMember, StoredImage
-from captioner.data.sources.text_files import encoding_problem
 from captioner.errors import CaptionerError
-
-MAX_CAPTION_CHARACTERS = 10_000
 
 Report = Callable[[str, str], None]  # (where, reason): raises, or records a skip
 
@@ -36,7 +34,7 @@ class Sample:
     """
 
     id: str | int
-    image: str | bytes | Image.Image | StoredImage | ShardMember
+    image: str | bytes | Image.Image | StoredImage | ShardMember | ArchiveMember
     captions: tuple[str, ...]
     labels: tuple[str, ...] = ()
 
@@ -56,26 +54,11 @@ def usable_captions(values: object, where: str, report: Report) -> tuple[str, ..
         report(where, "the image has no caption")
     good = []
     for caption in captions:
-        text = " ".join(caption.split()) if isinstance(caption, str) else ""
-        if problem := _caption_problem(caption, text):
+        if problem := caption_problem(caption):
             report(where, problem)
         else:
-            good.append(text)
+            good.append(one_line(caption))
     return tuple(good)
-
-
-def _caption_problem(caption: object, text: str) -> str | None:
-    if caption is not None and not isinstance(caption, str):
-        return f"the caption is not text: {caption!r:.60}"
-    if not text:
-        return "the caption is empty"
-    if len(text) > MAX_CAPTION_CHARACTERS:
-        return f"the caption has {len(text):,} characters, over the limit of {MAX_CAPTION_CHARACTERS:,}"
-    if "\0" in text:
-        return f"the caption holds a NUL character: {text!r:.60}"
-    if problem := encoding_problem(text):
-        return f"the caption is {problem}"
-    return None if has_words(text) else f"the caption holds no word: {text!r:.60}"
 
 
 def usable_labels(values: object, where: str, report: Report) -> tuple[str, ...]:

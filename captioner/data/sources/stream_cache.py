@@ -22,8 +22,10 @@ SHARD_VERSION = 2
 """Part of a shard's name, so that shards in an older format are not read."""
 
 
-def stored(source: SourceConfig, folder: Path, on_skip: Callable[[Skip], object]) -> SourceConfig:
-    """Return a source that is not streamed, with the same samples: a shard in `folder`, written if it does not exist.
+def cache_stream(source: SourceConfig, folder: Path, on_skip: Callable[[Skip], object]) -> SourceConfig:
+    """Cache a streamed source in a shard in `folder`, unless it is there; return the shard as a source.
+
+    A source that is not streamed is returned as it is.
 
     The shard's name is a digest of the source's settings and, for local files, of their names, sizes and times. A data
     set on the Hub may change unnoticed, so a new training deletes old shards from `folder`.

@@ -10,10 +10,11 @@ from typing import Any, TextIO
 from captioner.config import SourceConfig
 from captioner.data.images import IMAGE_EXTENSIONS
 from captioner.data.sources.arrow_tables import parquet_rows
+from captioner.data.sources.foreign_rows import our_columns
 from captioner.data.sources.image_names import ImageFolders
 from captioner.data.sources.rows import Row, check_columns, image_column_of, merge, samples_of
 from captioner.data.sources.sample import Report, Sample
-from captioner.data.sources.text_files import encoding_problem, open_text
+from captioner.data.text_files import encoding_problem, open_text
 from captioner.errors import CaptionerError
 
 MAX_LINE_CHARACTERS = 2**24
@@ -24,7 +25,7 @@ def read_table(path: str, config: SourceConfig, report: Report) -> Iterator[Samp
     config = config.model_copy(update={"path": path})
     match os.path.splitext(path)[1].lower():
         case ".jsonl":
-            rows = _jsonl_rows(path, report)
+            rows = _jsonl_rows(path, config, report)
         case ".parquet":
             rows = parquet_rows(path, config)
         case _:
@@ -32,7 +33,7 @@ def read_table(path: str, config: SourceConfig, report: Report) -> Iterator[Samp
     return merge(samples_of(rows, config, ImageFolders.beside(path, config.images), report))
 
 
-def _jsonl_rows(path: str, report: Report) -> Iterator[Row]:
+def _jsonl_rows(path: str, config: SourceConfig, report: Report) -> Iterator[Row]:
     with open_text(path) as file:
         lines = iter(lambda: file.readline(MAX_LINE_CHARACTERS), "")
         for number, line in enumerate(lines, 1):
@@ -53,7 +54,7 @@ def _jsonl_rows(path: str, report: Report) -> Iterator[Row]:
                 report(where, f"malformed row: not JSON: {error}")
                 continue
             if isinstance(row, dict):
-                yield where, row
+                yield where, our_columns(row, config)
             else:
                 report(where, f"malformed row: not an object but {row!r:.60}")
 

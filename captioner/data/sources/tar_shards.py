@@ -20,7 +20,7 @@ from captioner.data.sources.image_names import ImageFolders
 from captioner.data.sources.rows import Row, samples_of
 from captioner.data.sources.sample import Report, Sample
 from captioner.data.sources.stored_images import ShardMember
-from captioner.data.sources.text_files import decode_text, lines_of
+from captioner.data.text_files import decode_text, lines_of
 from captioner.errors import CaptionerError
 
 MAX_TEXT_BYTES = 2**24

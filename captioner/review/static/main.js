@@ -66,7 +66,11 @@ function makeFilters({ flags, folders, has_share }) {
   for (const name of ["mine", "unseen"]) $(name).onchange = () => choose({ [name]: $(name).checked ? "true" : "" });
   let typing = 0;
   $("text").oninput = () => (clearTimeout(typing), (typing = setTimeout(() => choose({ text: $("text").value }), 200)));
-  $("text").onkeydown = (event) => ["Enter", "Escape", "ArrowDown"].includes(event.key) && (event.preventDefault(), grid.focusPlace(0));
+  $("text").onkeydown = (event) => {
+    if (!["Enter", "Escape", "ArrowDown"].includes(event.key)) return;
+    event.preventDefault();
+    grid.focusPlace(0);
+  };
   $("filters").onsubmit = (event) => event.preventDefault();
 }
 

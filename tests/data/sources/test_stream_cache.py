@@ -12,7 +12,7 @@ from PIL import Image
 from captioner.config import SourceConfig
 from captioner.data.images import load_image
 from captioner.data.sources import load_samples
-from captioner.data.sources.stream_cache import stored
+from captioner.data.sources.stream_cache import cache_stream
 from captioner.errors import CaptionerError
 
 COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
@@ -41,7 +41,7 @@ def _png(colour: tuple[int, int, int]) -> bytes:
 def test_the_shard_holds_the_samples_of_the_stream(photos: SourceConfig, captioned: bool, tmp_path: Path) -> None:
     source = photos.model_copy(update={"captioned": captioned})
     streamed, _ = load_samples(source)
-    samples, skips = load_samples(stored(source, tmp_path / "run", pytest.fail))
+    samples, skips = load_samples(cache_stream(source, tmp_path / "run", pytest.fail))
     assert [(s.captions, s.labels) for s in samples] == [(s.captions, s.labels) for s in streamed]
     assert [load_image(s.image).getpixel((3, 3)) for s in samples] == COLOURS
     assert not any(isinstance(s.image, bytes) for s in samples)
@@ -49,11 +49,11 @@ def test_the_shard_holds_the_samples_of_the_stream(photos: SourceConfig, caption
 
 
 def test_a_stream_is_read_once(photos: SourceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = stored(photos, tmp_path / "run", pytest.fail)
+    first = cache_stream(photos, tmp_path / "run", pytest.fail)
     monkeypatch.setattr("captioner.data.sources.stream_cache.iter_samples", lambda *_: pytest.fail("read again"))
-    assert stored(photos, tmp_path / "run", pytest.fail) == first
+    assert cache_stream(photos, tmp_path / "run", pytest.fail) == first
     files = SourceConfig(path="photos.csv")
-    assert stored(files, tmp_path / "run", pytest.fail) is files
+    assert cache_stream(files, tmp_path / "run", pytest.fail) is files
 
 
 def contents(source: SourceConfig) -> list[tuple[tuple[str, ...], tuple[str, ...], bytes]]:
@@ -122,15 +122,15 @@ def test_the_shard_of_another_state_of_the_source_is_not_taken_for_this_one(
     monkeypatch.chdir(tmp_path)
     write_photos(tmp_path / "photos", "a dog", "a cat")
     source = SourceConfig(path="hf:photos", streaming=True)
-    before = contents(stored(source, tmp_path / "run", pytest.fail))
+    before = contents(cache_stream(source, tmp_path / "run", pytest.fail))
     source = change(tmp_path, source)
-    clean = contents(stored(source, tmp_path / "clean run", pytest.fail))
-    assert contents(stored(source, tmp_path / "run", pytest.fail)) == clean != before
+    clean = contents(cache_stream(source, tmp_path / "clean run", pytest.fail))
+    assert contents(cache_stream(source, tmp_path / "run", pytest.fail)) == clean != before
 
 
 def test_a_weight_changes_no_shard(photos: SourceConfig, tmp_path: Path) -> None:
-    first = stored(photos, tmp_path / "run", pytest.fail)
-    assert stored(photos.model_copy(update={"weight": 2.0}), tmp_path / "run", pytest.fail).path == first.path
+    first = cache_stream(photos, tmp_path / "run", pytest.fail)
+    assert cache_stream(photos.model_copy(update={"weight": 2.0}), tmp_path / "run", pytest.fail).path == first.path
 
 
 def test_a_stream_that_breaks_off_leaves_nothing(
@@ -142,5 +142,5 @@ def test_a_stream_that_breaks_off_leaves_nothing(
 
     monkeypatch.setattr("captioner.data.sources.stream_cache.iter_samples", break_off)
     with pytest.raises(CaptionerError, match="the network is gone"):
-        stored(photos, tmp_path / "run", pytest.fail)
+        cache_stream(photos, tmp_path / "run", pytest.fail)
     assert list((tmp_path / "run").iterdir()) == []

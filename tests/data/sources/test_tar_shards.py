@@ -107,7 +107,7 @@ def test_names_that_mean_the_same_are_one_key(tmp_path: Path) -> None:
 
 def test_two_processes_with_two_workers_see_every_sample_once_an_epoch(tmp_path: Path) -> None:
     samples = load(write_shards(tmp_path, count=3, each=8))
-    image_processor = CaptionerImageProcessor(image_size=4, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
+    image_processor = CaptionerImageProcessor(size=4, image_mean=(0, 0, 0), image_std=(1 / 255, 1 / 255, 1 / 255))
     processor = SimpleNamespace(image_processor=image_processor, tokenizer=Tokenizer())
     config = DataConfig(train=SourceConfig(path="x"), validation=SourceConfig(path="x"))
     for epoch in range(2):

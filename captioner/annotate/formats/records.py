@@ -1,8 +1,8 @@
-"""The files that annotations are written to, by format name: a record an image, written as it comes."""
+"""jsonl and csv: a record an image, written as it comes."""
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 Record = dict[str, Any]
@@ -15,13 +15,13 @@ def json_line(record: Record) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _jsonl(file: TextIO) -> Write:
-    return lambda record: file.write(json_line({field: record[field] for field in FIELDS}))
+def write_jsonl(file: TextIO, fields: Sequence[str] = FIELDS) -> Write:
+    return lambda record: file.write(json_line({field: record[field] for field in fields}))
 
 
-def _csv(file: TextIO) -> Write:
+def write_csv(file: TextIO, fields: Sequence[str] = FIELDS) -> Write:
     """A header and one row an image; alternatives and tags are JSON lists in their cells."""
-    writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
+    writer = csv.DictWriter(file, fields, extrasaction="ignore")
     writer.writeheader()
 
     def write(record: Record) -> None:
@@ -31,4 +31,4 @@ def _csv(file: TextIO) -> Write:
     return write
 
 
-FORMATS: dict[str, Callable[[TextIO], Write]] = {"jsonl": _jsonl, "csv": _csv}
+FORMATS: dict[str, Callable[[TextIO], Write]] = {"jsonl": write_jsonl, "csv": write_csv}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner.data.sources.text_files import decode_text, load_text
+from captioner.data.text_files import decode_text, load_text
 from captioner.errors import CaptionerError
 
 

@@ -5,6 +5,9 @@ from xml.sax.saxutils import escape
 
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
+OURS = 'x:xmptk="captioner"'
+"""Says in a packet that this program has written it."""
+
 _PROPERTIES = {
     "description": ("dc", "http://purl.org/dc/elements/1.1/", "description"),
     "alt": ("Iptc4xmpCore", "http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/", "AltTextAccessibility"),
@@ -46,7 +49,7 @@ def xmp_packet(fields: dict[str, str]) -> str:
     written = "".join(f"   {_element(name, text)}\n" for name, text in fields.items())
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
-        '<x:xmpmeta xmlns:x="adobe:ns:meta/">\n'
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/" {OURS}>\n'
         f' <rdf:RDF xmlns:rdf="{_RDF}">\n'
         f'  <rdf:Description rdf:about=""{declared}>\n{written}  </rdf:Description>\n'
         " </rdf:RDF>\n</x:xmpmeta>\n"
