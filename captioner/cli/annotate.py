@@ -68,6 +68,9 @@ def annotate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Projects: say what there is to do, and do nothing.")
     ] = False,
+    near_duplicates: Annotated[
+        bool, typer.Option("--near-duplicates", help="Projects: find photos that look alike; they share a suggestion.")
+    ] = False,
     style: Annotated[
         Literal["caption", "alt"], typer.Option(help="alt: alternative texts of at most 125 characters.")
     ] = "caption",
@@ -125,11 +128,12 @@ def annotate(
 
     check_launch("infer.py")
     process = this_process()
-    request = Request(overwrite, overwrite_human, retry_errors, dry_run, style)
+    request = Request(overwrite, overwrite_human, retry_errors, dry_run, style, near_duplicates)
     is_project = output is not None and output.suffix.lower() == PROJECT
     if request != Request(style=style) and not is_project:
         raise CaptionerError(
-            f"--overwrite, --overwrite-human, --retry-errors and --dry-run need a project: -o album{PROJECT}"
+            "--overwrite, --overwrite-human, --retry-errors, --dry-run and --near-duplicates need a project: "
+            f"-o album{PROJECT}"
         )
     if output_format and (not output or is_project):
         raise CaptionerError("--format needs an output file (-o) that is no project")
