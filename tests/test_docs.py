@@ -135,6 +135,14 @@ def test_the_readme_is_short_and_holds_the_two_commands_that_ci_runs() -> None:
     assert sum(line.startswith("python3 -m venv .venv ") for line in lines) == 2
 
 
+def test_both_readmes_have_the_same_commands() -> None:
+    def code(page: str) -> list[str]:
+        return [re.sub(r"(^|\s)#.*", "", text) for found, text in blocks("(?:sh|python)") if found == ROOT / page]
+
+    assert len(code("README.md")) > 10
+    assert code("README.zh.md") == code("README.md")
+
+
 def test_contributing_lists_every_room_of_the_package() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^  (\w+)(?:/|\.py) ", text, re.MULTILINE))
