@@ -16,9 +16,9 @@ from captioner.data.batches import Batch, collate
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
 from captioner.model.modeling_captioner import IGNORE_INDEX
-from captioner.train.optimizer_step import largest_that_fits
-from captioner.train.task import asymmetric_loss
-from captioner.train.trainer import Trainer, train
+from captioner.training.optimizer_step import largest_that_fits
+from captioner.training.task import asymmetric_loss
+from captioner.training.trainer import Trainer, train
 
 Recipe = Callable[..., RunConfig]
 ENCODER = "learning_rates: {trunk: 0.002, bridge: 0.002, heads: 0.01}"

@@ -15,9 +15,9 @@ from captioner.config import Objective, PhaseConfig
 from captioner.cpu.bfloat16_gradients import fast_bfloat16_gradients
 from captioner.data.batches import Batch, to_device
 from captioner.errors import CaptionerError
-from captioner.train import checkpoint, fsdp
-from captioner.train.ema import WeightAverage
-from captioner.train.task import CaptioningTask, Losses
+from captioner.training import checkpoint, fsdp
+from captioner.training.ema import WeightAverage
+from captioner.training.task import CaptioningTask, Losses
 
 
 class OptimizerStep:

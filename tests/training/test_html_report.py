@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from captioner.errors import CaptionerError
-from captioner.train.html_report import ReportPhoto, write_report
+from captioner.training.html_report import ReportPhoto, write_report
 
 VOID = {"meta", "img"}
 

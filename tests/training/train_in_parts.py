@@ -16,9 +16,9 @@ from torch.distributed.tensor import DTensor
 
 from captioner.config import PhaseConfig, load_config
 from captioner.data.batches import Batch
-from captioner.train.optimizer_step import StepNumbers
-from captioner.train.phases import parameter_places
-from captioner.train.trainer import Trainer
+from captioner.training.optimizer_step import StepNumbers
+from captioner.training.phases import parameter_places
+from captioner.training.trainer import Trainer
 
 
 class WatchedTrainer(Trainer):

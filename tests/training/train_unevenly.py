@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from captioner.config import load_config
-from captioner.train.task import CaptioningTask
-from captioner.train.trainer import Trainer
+from captioner.training.task import CaptioningTask
+from captioner.training.trainer import Trainer
 
 
 def main(recipe: str) -> None:

@@ -5,9 +5,9 @@ import torch
 
 from captioner.config import RunConfig
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
-from captioner.train.caption_packing import pack_captions
-from captioner.train.task import packed_logits
-from captioner.train.trainer import Trainer
+from captioner.training.caption_packing import pack_captions
+from captioner.training.task import packed_logits
+from captioner.training.trainer import Trainer
 
 LENGTHS = {"captioning": [[3, 1, 5], [0, 0, 0], [2, 4, 0]], "reward": [[7, 2], [1, 6], [0, 0]]}
 

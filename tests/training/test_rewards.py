@@ -14,8 +14,8 @@ from captioner.decoding.stream import generate
 from captioner.infer.captioner import Captioner
 from captioner.infer.torch_backend import TorchBackend
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
-from captioner.train.rewards import draw_captions, most_probable_captions, policy_gradient_loss, uniform_numbers
-from captioner.train.trainer import Trainer
+from captioner.training.rewards import draw_captions, most_probable_captions, policy_gradient_loss, uniform_numbers
+from captioner.training.trainer import Trainer
 
 Recipe = Callable[..., RunConfig]
 PHASES = """phases=[

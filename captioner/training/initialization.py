@@ -18,11 +18,11 @@ from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 from captioner.model.tokenization_captioner import CaptionerTokenizer
-from captioner.train.fsdp import WholeModel
-from captioner.train.rewards import SelfCritic
-from captioner.train.task import CaptioningTask
-from captioner.train.teacher import Teacher
-from captioner.train.training_data import TrainingData
+from captioner.training.fsdp import WholeModel
+from captioner.training.rewards import SelfCritic
+from captioner.training.task import CaptioningTask
+from captioner.training.teacher import Teacher
+from captioner.training.training_data import TrainingData
 
 Say = Callable[[str], None]
 

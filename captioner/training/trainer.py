@@ -29,18 +29,18 @@ from captioner.hub.find import find_model
 from captioner.hub.load import save_model
 from captioner.metrics.score import score_captions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-from captioner.train import checkpoint, fsdp, resume_checks
-from captioner.train.ema import WeightAverage
-from captioner.train.feature_cache import cache_features, delete_unusable, trunk_digest
-from captioner.train.html_report import THUMBNAIL, ReportPhoto, write_report
-from captioner.train.initialization import build_captioner, build_task, heads_of
-from captioner.train.launch import flat_keys, join_launch, obey_launcher
-from captioner.train.optimizer_step import OptimizerStep, StepNumbers
-from captioner.train.phases import apply_phase, build_optimizer, set_modes, set_rates
-from captioner.train.run_folder import RunFolder
-from captioner.train.teacher import load_classifier
-from captioner.train.training_data import TrainingData
-from captioner.train.validation import validate
+from captioner.training import checkpoint, fsdp, resume_checks
+from captioner.training.ema import WeightAverage
+from captioner.training.feature_cache import cache_features, delete_unusable, trunk_digest
+from captioner.training.html_report import THUMBNAIL, ReportPhoto, write_report
+from captioner.training.initialization import build_captioner, build_task, heads_of
+from captioner.training.launch import flat_keys, join_launch, obey_launcher
+from captioner.training.optimizer_step import OptimizerStep, StepNumbers
+from captioner.training.phases import apply_phase, build_optimizer, set_modes, set_rates
+from captioner.training.run_folder import RunFolder
+from captioner.training.teacher import load_classifier
+from captioner.training.training_data import TrainingData
+from captioner.training.validation import validate
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from captioner.decoding.stream import generate
 from captioner.metrics.cider import CiderDReward
 from captioner.metrics.ptb import tokenize
 from captioner.model.modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
-from captioner.train.phases import evaluating
+from captioner.training.phases import evaluating
 
 END = "</s>"
 """The last word of every finished caption. Without a reward for it the model learns to stop in mid-sentence: n-grams

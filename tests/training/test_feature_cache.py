@@ -19,7 +19,7 @@ from captioner.data.dataset import CaptionDataset
 from captioner.data.sources import Sample, load_samples
 from captioner.errors import CaptionerError
 from captioner.hub.load import load_model
-from captioner.train.feature_cache import cache_features, delete_unusable
+from captioner.training.feature_cache import cache_features, delete_unusable
 
 Name = Callable[..., str]
 

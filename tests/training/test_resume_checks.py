@@ -17,8 +17,8 @@ from captioner.config import PhaseConfig, RunConfig
 from captioner.data.batches import Batch
 from captioner.errors import CaptionerError
 from captioner.model.tokenization_captioner import CaptionerTokenizer
-from captioner.train.optimizer_step import OptimizerStep, StepNumbers
-from captioner.train.trainer import Trainer, train
+from captioner.training.optimizer_step import OptimizerStep, StepNumbers
+from captioner.training.trainer import Trainer, train
 
 Recipe = Callable[..., RunConfig]
 FROZEN = "phases=[{name: frozen, steps: 4, learning_rates: {bridge: 0.002, decoder: 0.002}}]"

@@ -10,8 +10,8 @@ from PIL import Image
 from captioner.config import OptimizationConfig, PhaseConfig, SourceConfig, Stretch
 from captioner.data.dataset import epoch_places
 from captioner.errors import CaptionerError
-from captioner.train import training_data
-from captioner.train.training_data import TrainingData
+from captioner.training import training_data
+from captioner.training.training_data import TrainingData
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from captioner.config import RunConfig
 from captioner.errors import CaptionerError
 from captioner.hub.load import load_model
-from captioner.train.dry_run import dry_run
-from captioner.train.trainer import train
+from captioner.training.dry_run import dry_run
+from captioner.training.trainer import train
 
 PHASES = (
     "phases=[{name: frozen, epochs: 2, learning_rates: {bridge: 0.001, decoder: 0.001}}, {repeat: 2, phases: "

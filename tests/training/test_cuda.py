@@ -17,9 +17,9 @@ from captioner.config import PhaseConfig, RunConfig
 from captioner.data.batches import Batch
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
-from captioner.train.optimizer_step import OptimizerStep
-from captioner.train.phases import set_modes
-from captioner.train.trainer import Trainer, train
+from captioner.training.optimizer_step import OptimizerStep
+from captioner.training.phases import set_modes
+from captioner.training.trainer import Trainer, train
 
 pytestmark = pytest.mark.gpu
 

@@ -12,7 +12,7 @@ from captioner.config import RunConfig
 from captioner.errors import CaptionerError
 from captioner.hub.find import find_model
 from captioner.hub.load import load_model
-from captioner.train.trainer import Trainer, train
+from captioner.training.trainer import Trainer, train
 
 Recipe = Callable[..., RunConfig]
 TINY_PHASE = "phases=[{name: joint, steps: 2, learning_rates: {trunk: 0.001, bridge: 0.001, decoder: 0.001}}]"

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from captioner.config import RunConfig
 from captioner.data.images import load_image
-from captioner.train.trainer import Trainer
-from captioner.train.validation import validate
+from captioner.training.trainer import Trainer
+from captioner.training.validation import validate
 
 
 def test_the_loss_is_that_of_the_captions_read_one_by_one(recipe: Callable[..., RunConfig]) -> None:

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from captioner.errors import CaptionerError
-from captioner.train.ema import WeightAverage
-from captioner.train.fsdp import part_like
+from captioner.training.ema import WeightAverage
+from captioner.training.fsdp import part_like
 
 
 @dataclass

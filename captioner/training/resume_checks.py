@@ -11,7 +11,7 @@ from captioner.errors import CaptionerError
 from captioner.hub.load import load_model
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
-from captioner.train.checkpoint import Progress
+from captioner.training.checkpoint import Progress
 
 MAY_CHANGE = {"dropout", "initializer_range", "use_cache"}
 """Configuration fields that may change when a training is resumed; the weights do not depend on them."""

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from captioner.config import Objective, PhaseConfig, TagsConfig
 from captioner.data.batches import Batch, to_device
 from captioner.model.modeling_captioner import IGNORE_INDEX, caption_cross_entropy
-from captioner.train.caption_packing import PackedCaptions, pack_captions
-from captioner.train.contrastive import contrastive_loss
-from captioner.train.fsdp import WholeModel
-from captioner.train.rewards import SelfCritic, policy_gradient_loss
-from captioner.train.teacher import Teacher
+from captioner.training.caption_packing import PackedCaptions, pack_captions
+from captioner.training.contrastive import contrastive_loss
+from captioner.training.fsdp import WholeModel
+from captioner.training.rewards import SelfCritic, policy_gradient_loss
+from captioner.training.teacher import Teacher
 
 Losses = dict[Objective, Tensor]
 

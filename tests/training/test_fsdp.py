@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from captioner.config import RunConfig
 from captioner.errors import CaptionerError
 from captioner.infer.captioner import Captioner
-from captioner.train.trainer import Trainer, train
+from captioner.training.trainer import Trainer, train
 
 SCRIPT = Path(__file__).parent / "train_in_parts.py"
 Recipe = Callable[..., RunConfig]

@@ -23,8 +23,8 @@ from captioner.data.dataset import CaptionDataset
 from captioner.errors import CaptionerError
 from captioner.hub.load import load_model
 from captioner.infer.captioner import Captioner
-from captioner.train.optimizer_step import StepNumbers
-from captioner.train.trainer import Trainer, train
+from captioner.training.optimizer_step import StepNumbers
+from captioner.training.trainer import Trainer, train
 
 ROOT = Path(__file__).parents[2]
 Recipe = Callable[..., RunConfig]

@@ -14,8 +14,8 @@ from accelerate.utils import LoggerType
 
 from captioner.config import RunConfig
 from captioner.errors import CaptionerError
-from captioner.train.launch import obey_launcher
-from captioner.train.trainer import Trainer
+from captioner.training.launch import obey_launcher
+from captioner.training.trainer import Trainer
 
 Recipe = Callable[..., RunConfig]
 PRECISION, ACCUMULATION = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"

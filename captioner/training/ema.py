@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from captioner.train.fsdp import part_like
+from captioner.training.fsdp import part_like
 
 
 class WeightAverage:

@@ -10,9 +10,9 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from captioner.config import RunConfig, Stretch
-from captioner.train.launch import join_launch, obey_launcher
-from captioner.train.phases import apply_phase
-from captioner.train.trainer import Trainer
+from captioner.training.launch import join_launch, obey_launcher
+from captioner.training.phases import apply_phase
+from captioner.training.trainer import Trainer
 
 STEPS = 3  # of each phase; the first is warm-up and not timed
 
