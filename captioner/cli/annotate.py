@@ -20,6 +20,8 @@ from captioner.cli.shared import (
     NoRepeatNgramSize,
     NumBeams,
     Precision,
+    Prompt,
+    TrustRemoteCode,
     Workers,
     check_launch,
     default_workers,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from captioner.annotate.update import Images, Load, Loaded, Request
     from captioner.data.archives import ArchiveMember
     from captioner.distributed import Process
+    from captioner.infer.captioner import Captioner
 
 PROJECT = ".captions"
 """The suffix of project files."""
@@ -76,6 +79,8 @@ def annotate(
     ] = "caption",
     model: Model = None,
     adapter: Adapter = None,
+    prompt: Prompt = None,
+    trust_remote_code: TrustRemoteCode = False,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: BatchSize = None,
@@ -159,7 +164,8 @@ def annotate(
         )
         chosen = resumed_precision if precision == "auto" and resumed_precision else precision
         says_speed = process.rank == 0 and (output is not None or sys.stderr.isatty())
-        return _load(model, adapter, device, chosen, batch_size, given, words, count, says_speed)
+        captioner = load_captioner(model, device, chosen, adapter, prompt, trust_remote_code)
+        return _loaded(captioner, adapter, batch_size, given, words, count, says_speed)
 
     inputs = [*named, *([files_from] if files_from else [])]
     workers = num_workers or default_workers()
@@ -178,23 +184,20 @@ def _names_in(path: str) -> list[str]:
         return read_list(file)
 
 
-def _load(
-    model: str | None,
+def _loaded(
+    captioner: "Captioner",
     adapter: str | None,
-    device: str,
-    precision: str,
     batch_size: int | None,
     given: dict[str, Any],
     words: tuple[str, list[str], list[str]],
     count: int,
     says_speed: bool,
 ) -> "Loaded":
-    """Load the model, and find out how to be fast if there are many images."""
+    """Find out how to be fast if there are many images."""
     from captioner.annotate.update import Loaded
     from captioner.hub.adapters import find_adapter
     from captioner.infer.captioner import WORTH_TUNING
 
-    captioner = load_captioner(model, device, precision, adapter)
     options = captioner.options(**given, **captioner.word_options(*words))
     if count >= WORTH_TUNING:
         captioner.tune(options, batch_size)

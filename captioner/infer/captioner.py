@@ -14,12 +14,11 @@ from captioner.decoding.options import GenerationOptions, word_options
 from captioner.errors import CaptionerError
 from captioner.files import new_folder
 from captioner.hub.adapters import find_adapter
-from captioner.hub.describe import model_type
 from captioner.hub.find import find_model
 from captioner.infer.backend import Backend, CaptionStream, Preprocess
 from captioner.infer.caption import Caption
-from captioner.infer.export_format import is_export
 from captioner.infer.inputs import as_several, image_batches
+from captioner.infer.load import load_backend
 
 if TYPE_CHECKING:
     import torch
@@ -71,14 +70,16 @@ class Captioner:
         device: "str | torch.device" = "auto",
         dtype: "str | torch.dtype" = "auto",
         adapter: str | Path | None = None,
+        prompt: str | None = None,
+        trust_remote_code: bool = False,
     ) -> "Captioner":
         """Load a model.
 
         Args:
             model: None or "default" for the bundled model; a folder that training or `captioner export` wrote, or a
-                checkpoint that `captioner convert` reads, which is converted once; else `owner/name` or
-                `owner/name@revision` on the Hugging Face Hub, downloaded or taken from the cache (from the cache only
-                if HF_HUB_OFFLINE=1).
+                checkpoint that `captioner convert` reads, which is converted once, or any image-text model of
+                transformers (`AutoModelForImageTextToText`); else `owner/name` or `owner/name@revision` on the Hugging
+                Face Hub, downloaded or taken from the cache (from the cache only if HF_HUB_OFFLINE=1).
             revision: branch, tag or commit on the Hub.
             token: the Hub's access token; None uses the saved one, False none.
             cache_dir: the folder that downloads are cached in; default: huggingface_hub's.
@@ -89,30 +90,20 @@ class Captioner:
                 `tune` finds bfloat16 faster.
             adapter: a LoRA adapter to merge into the model: a folder with PEFT's files, a training's folder, or a model
                 on the Hub.
+            prompt: for an image-text model: how it is asked. Default: "Describe the photo in one sentence."
+            trust_remote_code: run the code that comes with an image-text model. It can do anything on this machine.
 
         Raises:
             CaptionerError: there is no such model, or it cannot be read; the message says which and why.
         """
-        folder, name = find_model(model, revision, token, cache_dir)
+        folder, name = find_model(model, revision, token, cache_dir, with_code=trust_remote_code)
         dtype_name = str(dtype).removeprefix("torch.")
         precision = PRECISIONS.get(dtype_name, dtype_name)
-        backend: Backend
-        if is_export(folder):
-            if adapter is not None:
-                raise CaptionerError(f"{name}: an exported model takes no adapter; export the model with it")
-            from captioner.infer.onnx_backend import OnnxBackend
-
-            backend = OnnxBackend(folder, name, str(device), precision)
-        else:
-            from captioner.infer.torch_backend import TorchBackend
-
-            if model_type(folder) != "captioner":
-                from captioner.convert import as_captioner
-
-                folder = as_captioner(folder, name, cache_dir)
-            backend = TorchBackend.load(folder, name, device, precision, adapter)
+        backend, folder = load_backend(folder, name, device, precision, adapter, prompt, trust_remote_code, cache_dir)
         if adapter is not None:
             name = f"{name} with {find_adapter(adapter)[1]}"
+        if prompt is not None:
+            name = f"{name} asked {prompt!r}"
         return cls(backend, name, folder)
 
     @overload
