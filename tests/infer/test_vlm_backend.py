@@ -25,7 +25,7 @@ from transformers import (
 from captioner import Captioner, cli
 from captioner.config import RunConfig
 from captioner.errors import CaptionerError
-from captioner.train.trainer import train
+from captioner.training.trainer import train
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
