@@ -27,9 +27,9 @@ from captioner.config import Objective, PhaseConfig, RunConfig, load_config
 from captioner.data.batches import Batch
 from captioner.model.build import build_model
 from captioner.model.configuration_captioner import CaptionerConfig
-from captioner.train.fsdp import WholeModel
-from captioner.train.phases import apply_phase
-from captioner.train.task import CaptioningTask
+from captioner.training.fsdp import WholeModel
+from captioner.training.phases import apply_phase
+from captioner.training.task import CaptioningTask
 
 FORMATS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -40,8 +40,8 @@ from transformers import (
 from captioner.config import RunConfig
 from captioner.data.batches import Batch
 from captioner.model.modeling_captioner import IGNORE_INDEX
-from captioner.train.phases import set_modes
-from captioner.train.trainer import Trainer
+from captioner.training.phases import set_modes
+from captioner.training.trainer import Trainer
 
 
 def training_recipe(work: Work, name: str, phase: str, batch: int, folder: Path, compiled: bool = False) -> RunConfig:

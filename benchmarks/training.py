@@ -9,7 +9,7 @@ width 384 with cross-attention, from random weights, in two phases:
     joint    encoder and decoder are trained;
     frozen   the encoder is frozen: we read cached features, the peer runs its encoder without gradients.
 
-Our side is `captioner.train.trainer.train` with a recipe, as users run it: the five captions of an image share one
+Our side is `captioner.training.trainer.train` with a recipe, as users run it: the five captions of an image share one
 encoder pass. The peer is `VisionEncoderDecoderModel` (ViT and GPT-2) under transformers' `Trainer`: each caption is
 one example, with its image.
 
@@ -68,8 +68,8 @@ from captioner.model.build import build_image_processor, build_model
 from captioner.model.configuration_captioner import CaptionerConfig
 from captioner.model.processing_captioner import CaptionerProcessor
 from captioner.model.tokenization_captioner import CaptionerTokenizer
-from captioner.train.feature_cache import cache_features
-from captioner.train.trainer import train
+from captioner.training.feature_cache import cache_features
+from captioner.training.trainer import train
 
 CAPTIONS_PER_IMAGE = 5
 DATA: dict[str, Any] = {"captions_per_image": CAPTIONS_PER_IMAGE, "num_workers": 0}

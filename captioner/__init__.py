@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         CaptionerProcessor,
         CaptionerTokenizer,
     )
+    from captioner.training.trainer import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "GenerationOptions",
     "load_config",
     "score_captions",
+    "train",
 ]
 
 _HOMES = {
@@ -48,6 +50,7 @@ _HOMES = {
     "GenerationOptions": "captioner.decoding.options",
     "load_config": "captioner.config",
     "score_captions": "captioner.metrics.score",
+    "train": "captioner.training.trainer",
 }
 
 limit_spinning()

@@ -25,9 +25,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from captioner import train
 from captioner.config import RunConfig, load_config
 from captioner.errors import CaptionerError
-from captioner.train.trainer import train
 
 NUMBER = r"(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)"
 RANGE = re.compile(rf"{NUMBER}\.\.{NUMBER}(:log)?")

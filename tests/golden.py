@@ -101,7 +101,7 @@ def losses(folder: Path) -> dict[str, Any]:
                 f"phases=[{{name: only, steps: 10, learning_rates: {{{rates}{heads}}}, objectives: {objectives}}}]",
             ],
         )
-        from captioner.train.trainer import train
+        from captioner.training.trainer import train
 
         best = train(recipe)
         rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -1,6 +1,8 @@
 """The checkpoint that comes with the package: it is there, small, and as good as its card says."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from captioner.data.sources import load_samples
 from captioner.decoding.options import GenerationOptions
 from captioner.hub.find import BUNDLED
 from captioner.infer.captioner import Captioner
+from captioner.infer.export_format import GRAPHS, find_graphs
 from captioner.metrics.score import score_captions
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
@@ -37,6 +40,47 @@ def test_it_says_something_different_of_every_example_photo() -> None:
     captions = [caption.text for caption in captioner(photos)]
     assert len(photos) >= 4 and len(set(captions)) == len(photos)
     assert all(len(caption.split()) >= 5 for caption in captions)
+
+
+def test_its_graphs_are_of_its_weights_and_small() -> None:
+    graphs = find_graphs(BUNDLED)
+    assert graphs is not None and graphs.precision == "fp32" and not graphs.are_stale
+    assert sum((BUNDLED / name).stat().st_size for name in GRAPHS) < 3e6
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="installed without the repository")
+def test_its_graphs_say_what_torch_says() -> None:
+    photos = sorted(PHOTOS.glob("*.jpg"))
+    by_graphs, by_torch = (Captioner.from_pretrained(backend=backend, device="cpu") for backend in ("onnx", "torch"))
+    for options in ({"num_beams": 1}, {"num_beams": 3, "num_return_sequences": 2}):
+        for one, other in zip(by_graphs(photos, **options), by_torch(photos, **options), strict=True):
+            assert [token.text for token in one.tokens] == [token.text for token in other.tokens]
+            assert one.confidence == pytest.approx(other.confidence, rel=1e-4)
+
+
+ON_A_CPU = """
+import sys
+from captioner.cli import main
+
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+assert not {"torch", "transformers", "timm"} & sys.modules.keys(), sorted(sys.modules)
+"""
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="installed without the repository")
+@pytest.mark.parametrize(
+    "command",
+    ["annotate PHOTOS", "annotate PHOTOS -o album.captions", "evaluate --data captions.csv --metrics CIDEr"],
+)
+def test_on_a_cpu_it_is_computed_without_torch_even_if_that_is_installed(tmp_path: Path, command: str) -> None:
+    rows = [f"{photo},a photo of something" for photo in sorted(PHOTOS.glob("*.jpg"))[:2]]
+    (tmp_path / "captions.csv").write_text("\n".join(["image,caption", *rows]))
+    arguments = [*command.replace("PHOTOS", str(PHOTOS)).split(), "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-c", ON_A_CPU, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="installed without the repository")

@@ -62,7 +62,7 @@ def test_every_command_and_option_shown_exists(words: list[str]) -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     assert words[0] in commands
     known = {option for parameter in commands[words[0]].params for option in parameter.opts} | {"--help"}
-    assert {word for word in words[1:] if word.startswith("-")} <= known
+    assert {word for word in words[1:] if word.startswith("-") and word != "-"} <= known
 
 
 def test_every_command_named_in_a_sentence_exists() -> None:
@@ -133,6 +133,14 @@ def test_the_readme_is_short_and_holds_the_two_commands_that_ci_runs() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150
     assert sum(line.startswith("python3 -m venv .venv ") for line in lines) == 2
+
+
+def test_both_readmes_have_the_same_commands() -> None:
+    def code(page: str) -> list[str]:
+        return [re.sub(r"(^|\s)#.*", "", text) for found, text in blocks("(?:sh|python)") if found == ROOT / page]
+
+    assert len(code("README.md")) > 10
+    assert code("README.zh.md") == code("README.md")
 
 
 def test_contributing_lists_every_room_of_the_package() -> None:

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "convert": {"hub", "model", "files", "errors"},
     "decoding": {"model", "errors"},
     "infer": {"decoding", "convert", "hub", "data", "model", "files", "distributed", "cpu", "errors"},
-    "train": {
+    "training": {
         "decoding",
         "convert",
         "hub",
@@ -64,7 +64,7 @@ THE_TOP = {"__init__", "__main__", "cli"}  # may import every room
 
 WEB_ROOMS = ("serve", "review")
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "accelerate": ("train",),
+    "accelerate": ("training",),
     "fastapi": WEB_ROOMS,
     "starlette": WEB_ROOMS,
     "uvicorn": WEB_ROOMS,
@@ -196,7 +196,7 @@ def test_no_import_leads_back_to_where_it_started(package: dict[str, str]) -> No
 
 MADE_UP = {
     "captioner/__init__.py": "from .infer.captioner import Captioner",
-    "captioner/cli.py": "def train():\n    from .train import trainer",
+    "captioner/cli.py": "def train():\n    from .training import trainer",
     "captioner/config.py": "from captioner.errors import CaptionerError\nimport pydantic",
     "captioner/errors.py": "",
     "captioner/data/__init__.py": "",
@@ -207,8 +207,8 @@ MADE_UP = {
     "captioner/decoding/stream.py": "import torch",
     "captioner/metrics/__init__.py": "from .bleu import bleu",
     "captioner/metrics/bleu.py": "import numpy",
-    "captioner/train/__init__.py": "",
-    "captioner/train/trainer.py": "import accelerate\nfrom captioner.decoding.stream import generate",
+    "captioner/training/__init__.py": "",
+    "captioner/training/trainer.py": "import accelerate\nfrom captioner.decoding.stream import generate",
     "captioner/infer/exported_model.py": "import numpy\nfrom captioner.data.images import load",
 }
 
@@ -218,20 +218,20 @@ MADE_UP = {
     [
         (
             "data/sources.py",
-            "from captioner.train import trainer",
-            "captioner.data.sources imports captioner.train.trainer",
+            "from captioner.training import trainer",
+            "captioner.data.sources imports captioner.training.trainer",
         ),
         (
             "data/sources.py",
-            "from ..train.trainer import fit",
-            "captioner.data.sources imports captioner.train.trainer",
+            "from ..training.trainer import fit",
+            "captioner.data.sources imports captioner.training.trainer",
         ),
         ("data/sources.py", "def f():\n    import captioner.infer", "captioner.data.sources imports captioner.infer"),
         ("data/sources.py", "from captioner import Captioner", "captioner.data.sources imports captioner"),
         (
-            "train/trainer.py",
+            "training/trainer.py",
             "from ..infer import captioner",
-            "captioner.train.trainer imports captioner.infer.captioner",
+            "captioner.training.trainer imports captioner.infer.captioner",
         ),
         ("infer/captioner.py", "import accelerate.utils", "captioner.infer.captioner imports accelerate"),
         ("infer/captioner.py", "from fastapi import FastAPI", "captioner.infer.captioner imports fastapi"),

@@ -21,6 +21,16 @@ def test_a_public_name_is_the_thing_of_that_name(name: str) -> None:
     assert getattr(captioner, name).__name__ == name
 
 
+def test_no_public_name_is_that_of_a_room_which_importing_it_would_put_in_its_place() -> None:
+    rooms = {path.stem for path in Path(captioner.__file__).parent.iterdir()}
+    assert not rooms & set(captioner.__all__)
+
+
+def test_train_is_the_function_whatever_was_imported_before() -> None:
+    code = "from captioner.training import trainer; from captioner import train; assert train is trainer.train"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'captioner' has no attribute 'Captoiner'"):
         captioner.Captoiner  # noqa: B018

@@ -216,25 +216,22 @@ class Project:
             self.settle(image)
         return new
 
-    def copy_suggestion(self, original: ProjectImage, image: int, run: int | None = None) -> None:
-        """Give an image the suggestion of another with the same picture, and its size."""
+    def copy_suggestion(self, original: int, image: int, run: int | None = None) -> None:
+        """Give an image the suggestion of another that shows the same."""
         with self.transaction() as connection:
+            ((suggestion,),) = self.rows("SELECT suggestion FROM images WHERE id = ?", original)
             added = connection.execute(
                 """INSERT INTO captions
                 (image, text, style, writer, run, copied, made, confidence, tokens, words, alternatives, tags)
                 SELECT ?, text, style, writer, ?, 1, made, confidence, tokens, words, alternatives, tags
                 FROM captions WHERE id = ?""",
-                (image, run, original.suggestion),
+                (image, run, suggestion),
             )
             connection.execute(
                 "INSERT INTO flags SELECT ?, ?, name, detail FROM flags WHERE image = ? AND caption = ?",
-                (image, added.lastrowid, original.id, original.suggestion),
+                (image, added.lastrowid, original, suggestion),
             )
-            connection.execute(
-                """UPDATE images SET suggestion = ?, width = ?, height = ?, phash = ?, error = NULL, message = NULL
-                WHERE id = ?""",
-                (added.lastrowid, original.width, original.height, original.phash, image),
-            )
+            connection.execute("UPDATE images SET suggestion = ? WHERE id = ?", (added.lastrowid, image))
             self.settle(image)
 
     def add_words(self, image: int, text: str, writer: int, *, counts: bool = True) -> int:

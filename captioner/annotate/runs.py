@@ -260,10 +260,12 @@ def share_captions(project: Project, run: Run) -> None:
         broken = project.images(f"{same} AND error IS NOT NULL ORDER BY id LIMIT 1", where)
         with project.transaction() as connection:
             if original:
-                project.copy_suggestion(original[0], copy["id"], run.id)
+                values = (original[0].width, original[0].height, copy["id"])
+                connection.execute("UPDATE images SET width = ?, height = ?, error = NULL WHERE id = ?", values)
+                project.copy_suggestion(original[0].id, copy["id"], run.id)
             elif broken:
-                values = (broken[0].error, broken[0].message, copy["id"])
-                connection.execute("UPDATE images SET error = ?, message = ? WHERE id = ?", values)
+                why = (broken[0].error, broken[0].message, copy["id"])
+                connection.execute("UPDATE images SET error = ?, message = ? WHERE id = ?", why)
 
 
 def new_caption(caption: Caption, style: str) -> NewCaption:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from captioner.annotate.near_duplicates import find_near_duplicates
 from captioner.annotate.pipeline import ESCAPES, progress_bar
 from captioner.annotate.project import Project
 from captioner.annotate.runs import (
@@ -41,6 +42,7 @@ class Request:
         overwrite_human: let the model's captions take the place of people's.
         retry_errors: try the images again that could not be read.
         dry_run: only say what there is to do.
+        near_duplicates: find photos that look alike.
         style: "caption", or "alt" for alternative texts.
     """
 
@@ -49,6 +51,7 @@ class Request:
     retry_errors: bool = False
     dry_run: bool = False
     style: str = "caption"
+    near_duplicates: bool = False
 
 
 class Loaded(NamedTuple):
@@ -87,6 +90,7 @@ class Summary:
     copied: int = 0
     renamed: int = 0
     by_people: int = 0
+    look_alikes: int = 0
     missing: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -103,9 +107,10 @@ class Summary:
             skipped = self.images - self.captioned - self.copied - failed
             yield f"{self.captioned:,} captioned{rate}, {skipped:,} skipped, {failed:,} failed"
         for what, count in (
-            ("copies of others, which share a caption", self.copied),
+            ("share the caption of another image", self.copied),
             ("renamed, captions kept", self.renamed),
             ("described by people, left alone", self.by_people),
+            ("look like others (`captioner lint` lists them)", self.look_alikes),
             ("in the project and no longer there", self.missing),
             *((f"failed, {reason.replace('_', ' ')}", count) for reason, count in self.failed.most_common()),
         ):
@@ -150,6 +155,8 @@ def update(
         if process.rank:
             return None
         share_captions(project, _stored_run(project, run, request))
+        if request.near_duplicates:
+            find_near_duplicates(project, run, num_workers)
         finish_run(project, run)
         return _count(project, run, summary, seconds)
 
@@ -232,6 +239,7 @@ def _count(project: Project, run: int, summary: Summary, seconds: float) -> Summ
         copied=number("captions WHERE run = :run AND copied"),
         renamed=renamed,
         by_people=number(f"images WHERE seen = :run AND NOT missing AND {BY_PERSON}"),
+        look_alikes=number("images WHERE seen = :run AND NOT missing AND near IS NOT NULL"),
         missing=number("images WHERE missing"),
         failed=Counter(dict(map(tuple, failed))),
         failures=[(image.name.translate(ESCAPES), image.message or "") for image in first],

@@ -21,6 +21,8 @@ from captioner.cli.shared import (
     NoRepeatNgramSize,
     NumBeams,
     Precision,
+    Prompt,
+    TrustRemoteCode,
     Workers,
     check_launch,
     default_workers,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from captioner.annotate.update import Images, Load, Loaded, Request
     from captioner.data.archives import ArchiveMember
     from captioner.distributed import Process
+    from captioner.infer.captioner import Captioner
 
 PROJECT = ".captions"
 """The suffix of project files."""
@@ -69,11 +72,16 @@ def annotate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Projects: say what there is to do, and do nothing.")
     ] = False,
+    near_duplicates: Annotated[
+        bool, typer.Option("--near-duplicates", help="Projects: find photos that look alike; they share a suggestion.")
+    ] = False,
     style: Annotated[
         Literal["caption", "alt"], typer.Option(help="alt: alternative texts of at most 125 characters.")
     ] = "caption",
     model: Model = None,
     adapter: Adapter = None,
+    prompt: Prompt = None,
+    trust_remote_code: TrustRemoteCode = False,
     device: Device = "auto",
     precision: Precision = "auto",
     backend: Backend = "auto",
@@ -127,11 +135,12 @@ def annotate(
 
     check_launch("infer.py")
     process = this_process()
-    request = Request(overwrite, overwrite_human, retry_errors, dry_run, style)
+    request = Request(overwrite, overwrite_human, retry_errors, dry_run, style, near_duplicates)
     is_project = output is not None and output.suffix.lower() == PROJECT
     if request != Request(style=style) and not is_project:
         raise CaptionerError(
-            f"--overwrite, --overwrite-human, --retry-errors and --dry-run need a project: -o album{PROJECT}"
+            "--overwrite, --overwrite-human, --retry-errors, --dry-run and --near-duplicates need a project: "
+            f"-o album{PROJECT}"
         )
     if output_format and (not output or is_project):
         raise CaptionerError("--format needs an output file (-o) that is no project")
@@ -157,7 +166,8 @@ def annotate(
         )
         chosen = resumed_precision if precision == "auto" and resumed_precision else precision
         says_speed = process.rank == 0 and (output is not None or sys.stderr.isatty())
-        return _load(model, adapter, device, chosen, backend, batch_size, given, words, count, says_speed)
+        captioner = load_captioner(model, device, chosen, adapter, prompt, trust_remote_code, backend)
+        return _loaded(captioner, adapter, batch_size, given, words, count, says_speed)
 
     inputs = [*named, *([files_from] if files_from else [])]
     workers = num_workers or default_workers()
@@ -176,24 +186,20 @@ def _names_in(path: str) -> list[str]:
         return read_list(file)
 
 
-def _load(
-    model: str | None,
+def _loaded(
+    captioner: "Captioner",
     adapter: str | None,
-    device: str,
-    precision: str,
-    backend: str,
     batch_size: int | None,
     given: dict[str, Any],
     words: tuple[str, list[str], list[str]],
     count: int,
     says_speed: bool,
 ) -> "Loaded":
-    """Load the model, and find out how to be fast if there are many images."""
+    """Find out how to be fast if there are many images."""
     from captioner.annotate.update import Loaded
     from captioner.hub.adapters import find_adapter
     from captioner.infer.captioner import WORTH_TUNING
 
-    captioner = load_captioner(model, device, precision, adapter, backend)
     options = captioner.options(**given, **captioner.word_options(*words))
     if count >= WORTH_TUNING:
         captioner.tune(options, batch_size)

@@ -80,7 +80,7 @@ def evaluate(
     check_files(output, predictions)
     source = {"path": data, "images": images, "split": split, "on_error": "skip"}
     samples, skipped = load_samples(validated(SourceConfig, source, "data"))
-    captioner = load_captioner(model, device, precision, adapter, backend)
+    captioner = load_captioner(model, device, precision, adapter, backend=backend)
     captions, failures = caption_samples(
         captioner,
         samples,

@@ -18,6 +18,10 @@ Model = Annotated[str | None, typer.Option(help="A folder or a Hugging Face Hub 
 Adapter = Annotated[
     str | None, typer.Option(help="A LoRA adapter to merge into the model: PEFT's folder, a training's, or a Hub id.")
 ]
+Prompt = Annotated[str | None, typer.Option(help="For a large image-text model: how it is asked to describe a photo.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that an image-text model brings along.")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...; auto: an accelerator where there is one.")]
 Precision = Annotated[
     str, typer.Option(help="fp32, bf16 or fp16; auto: bf16 on an accelerator (fp16 where it has none), fp32 on a CPU.")
@@ -97,7 +101,13 @@ def default_workers() -> int:
 
 
 def load_captioner(
-    model: str | None, device: str, precision: str, adapter: str | None = None, backend: str = "auto"
+    model: str | None,
+    device: str,
+    precision: str,
+    adapter: str | None = None,
+    prompt: str | None = None,
+    trust_remote_code: bool = False,
+    backend: str = "auto",
 ) -> "Captioner":
     from captioner.infer.captioner import Captioner
 
@@ -105,7 +115,15 @@ def load_captioner(
         device = "cpu"  # accelerate launch --cpu
     gc.disable()  # imports and weights are permanent; scanning them again and again takes a second
     try:
-        return Captioner.from_pretrained(model, device=device, dtype=precision, adapter=adapter, backend=backend)
+        return Captioner.from_pretrained(
+            model,
+            device=device,
+            dtype=precision,
+            adapter=adapter,
+            prompt=prompt,
+            trust_remote_code=trust_remote_code,
+            backend=backend,
+        )
     finally:
         gc.freeze()
         gc.unfreeze()  # together they move everything to the oldest generation

@@ -13,7 +13,7 @@ from captioner.errors import CaptionerError
 from captioner.files import reporting
 
 if TYPE_CHECKING:
-    from captioner.train.dry_run import Estimate
+    from captioner.training.dry_run import Estimate
 
 
 def train(
@@ -29,8 +29,8 @@ def train(
     """Train or fine-tune a captioner from a recipe; `accelerate launch train.py` uses several processes."""
     from captioner.config import load_config
     from captioner.distributed import this_process
-    from captioner.train.dry_run import dry_run
-    from captioner.train.trainer import train as run
+    from captioner.training.dry_run import dry_run
+    from captioner.training.trainer import train as run
 
     check_launch("train.py")
     is_main = this_process().rank == 0

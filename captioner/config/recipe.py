@@ -215,7 +215,7 @@ class AugmentationConfig(Section):
 
 
 class RewardConfig(Section):
-    """Settings of the objective reward (see `captioner.train.rewards`)."""
+    """Settings of the objective reward (see `captioner.training.rewards`)."""
 
     num_samples: int = Field(5, ge=2, description="Captions drawn for each image.")
     baseline: Literal["leave_one_out", "greedy"] = "leave_one_out"

@@ -72,7 +72,7 @@ def as_captioner(folder: Path, name: str, cache_dir: str | Path | None = None) -
     kind = model_type(folder)
     if kind == CaptionerConfig.model_type:
         return folder
-    if all(kind != family.MODEL_TYPE for family in FAMILIES):
+    if not is_convertible(kind):
         known = ", ".join(family.MODEL_TYPE for family in FAMILIES)
         raise CaptionerError(f"{name}: {describe(folder)}; captioner reads its own models, and converts {known}")
     output = _place(folder, Path(cache_dir) if cache_dir else None)
@@ -84,6 +84,11 @@ def as_captioner(folder: Path, name: str, cache_dir: str | Path | None = None) -
             with new_folder(output) as partial:
                 _convert(folder, name, partial, output)
     return output
+
+
+def is_convertible(kind: object) -> bool:
+    """Whether a family reads this model type."""
+    return any(kind == family.MODEL_TYPE for family in FAMILIES)
 
 
 def _place(folder: Path, cache_dir: Path | None) -> Path:

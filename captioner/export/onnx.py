@@ -246,7 +246,7 @@ def _write_graph(
     outputs: list[str],
     dynamic_shapes: tuple[Any, ...],
     attention: Callable[..., Any],
-    fuses: bool,
+    fuses: bool = True,
 ) -> None:
     try:
         program = torch.onnx.export(

@@ -37,6 +37,7 @@ def download(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    with_code: bool = False,
 ) -> Path:
     """Return the folder of a model of the Hub in the cache, downloaded as far as it is not there.
 
@@ -63,7 +64,7 @@ def download(
     before = _complete(blobs)
     try:
         with _quiet():
-            folder = snapshot(FILES, revision)
+            folder = snapshot([*FILES, *(["*.py"] if with_code else [])], revision)
             if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.onnx")):
                 snapshot(PICKLES, folder.name)
     except (HTTPError, HFValidationError, XetDownloadError, OSError, ValueError) as error:

@@ -17,6 +17,7 @@ def find_model(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    with_code: bool = False,
 ) -> tuple[Path, str]:
     """Return the folder of a model, and the model's name for outputs.
 
@@ -27,6 +28,7 @@ def find_model(
         token: the Hub's access token; None uses the saved one, False none.
         cache_dir: the folder that downloads are cached in; default: huggingface_hub's.
         local_files_only: take it from the cache alone, as HF_HUB_OFFLINE=1 does for everything.
+        with_code: download the model's Python files too.
 
     Raises:
         CaptionerError: there is no such model, or the Hub cannot be reached.
@@ -48,7 +50,7 @@ def find_model(
         raise CaptionerError(f"{model}: named with another revision, {revision}")
     from captioner.hub.download import download
 
-    return download(repository, at or revision, token, cache_dir, local_files_only), model
+    return download(repository, at or revision, token, cache_dir, local_files_only, with_code), model
 
 
 def digest(folder: Path) -> str:

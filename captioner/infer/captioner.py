@@ -16,13 +16,11 @@ from captioner.decoding.options import GenerationOptions, word_options
 from captioner.errors import CaptionerError
 from captioner.files import new_folder
 from captioner.hub.adapters import find_adapter
-from captioner.hub.describe import model_type
 from captioner.hub.find import find_model
 from captioner.infer.backend import Backend, CaptionStream, Preprocess
 from captioner.infer.caption import Caption
-from captioner.infer.choose_backend import choose_graphs
-from captioner.infer.export_format import is_export
 from captioner.infer.inputs import as_several, image_batches
+from captioner.infer.load import load_backend
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +50,9 @@ class Captioner:
         >>> [caption.text for caption in cap(["a.jpg", "b.jpg"], num_beams=5)]
     """
 
-    def __init__(self, backend: Backend, name: str, folder: Path) -> None:
+    def __init__(
+        self, backend: Backend, name: str, folder: Path, load_torch: Callable[[], Backend] | None = None
+    ) -> None:
         """Caption with a loaded model.
 
         Raises:
@@ -61,7 +61,7 @@ class Captioner:
         self.backend = backend
         self.name = name
         self.folder = folder
-        self.load_torch: Callable[[], Backend] | None = None
+        self.load_torch = load_torch
         try:
             self.options()
         except (TypeError, CaptionerError) as error:
@@ -79,14 +79,16 @@ class Captioner:
         dtype: "str | torch.dtype" = "auto",
         adapter: str | Path | None = None,
         backend: str = "auto",
+        prompt: str | None = None,
+        trust_remote_code: bool = False,
     ) -> "Captioner":
         """Load a model.
 
         Args:
             model: None or "default" for the bundled model; a folder that training or `captioner export` wrote, or a
-                checkpoint that `captioner convert` reads, which is converted once; else `owner/name` or
-                `owner/name@revision` on the Hugging Face Hub, downloaded or taken from the cache (from the cache only
-                if HF_HUB_OFFLINE=1).
+                checkpoint that `captioner convert` reads, which is converted once, or any image-text model of
+                transformers (`AutoModelForImageTextToText`); else `owner/name` or `owner/name@revision` on the Hugging
+                Face Hub, downloaded or taken from the cache (from the cache only if HF_HUB_OFFLINE=1).
             revision: branch, tag or commit on the Hub.
             token: the Hub's access token; None uses the saved one, False none.
             cache_dir: the folder that downloads are cached in; default: huggingface_hub's.
@@ -100,31 +102,21 @@ class Captioner:
             backend: "torch", "onnx" (ONNX Runtime, for folders with graphs), or "auto": ONNX Runtime on a CPU if the
                 folder has graphs, else torch. With "auto", options that graphs lack (forced words, diverse beams) load
                 torch when they are first asked for.
+            prompt: for an image-text model: how it is asked. Default: "Describe the photo in one sentence."
+            trust_remote_code: run the code that comes with an image-text model. It can do anything on this machine.
 
         Raises:
             CaptionerError: there is no such model, or it cannot be read; the message says which and why.
         """
-        folder, name = find_model(model, revision, token, cache_dir)
+        folder, name = find_model(model, revision, token, cache_dir, with_code=trust_remote_code)
         dtype_name = str(dtype).removeprefix("torch.")
         precision = PRECISIONS.get(dtype_name, dtype_name)
-        if not is_export(folder) and model_type(folder) != "captioner":
-            from captioner.convert import as_captioner
-
-            folder = as_captioner(folder, name, cache_dir)
-        graphs = choose_graphs(folder, name, backend, str(device), precision, adapter is not None)
-        shown = name if adapter is None else f"{name} with {find_adapter(adapter)[1]}"
-
-        def load_torch() -> Backend:
-            return _torch_backend(folder, name, device, precision, adapter)
-
-        if graphs is None:
-            return cls(load_torch(), shown, folder)
-        from captioner.infer.onnx_backend import OnnxBackend
-
-        captioner = cls(OnnxBackend(graphs), shown, folder)
-        if backend == "auto" and not is_export(folder):
-            captioner.load_torch = load_torch
-        return captioner
+        loaded = load_backend(folder, name, backend, device, precision, adapter, prompt, trust_remote_code, cache_dir)
+        if adapter is not None:
+            name = f"{name} with {find_adapter(adapter)[1]}"
+        if prompt is not None:
+            name = f"{name} asked {prompt!r}"
+        return cls(loaded.backend, name, loaded.folder, loaded.load_torch)
 
     @overload
     def __call__(self, images: ImageInput, *, batch_size: int | None = ..., **options: Any) -> Caption: ...
@@ -276,13 +268,3 @@ class Captioner:
 def _files(folder: Path) -> list[Path]:
     """A model's files: those directly in its folder."""
     return sorted(path for path in folder.iterdir() if path.is_file())
-
-
-def _torch_backend(
-    folder: Path, name: str, device: "str | torch.device", precision: str, adapter: str | Path | None
-) -> Backend:
-    try:
-        from captioner.infer.torch_backend import TorchBackend
-    except ModuleNotFoundError as error:
-        raise CaptionerError(f"{name}: needs {error.name}, which is not installed: pip install captioner") from error
-    return TorchBackend.load(folder, name, device, precision, adapter)

@@ -20,15 +20,13 @@ from captioner.decoding.hypothesis import Hypothesis
 from captioner.decoding.options import GenerationOptions
 from captioner.decoding.stream import GenerationStream
 from captioner.distributed import this_process
-from captioner.errors import CaptionerError
 from captioner.hub.adapters import merge_adapter
 from captioner.hub.load import load_model
 from captioner.infer.autotune import best_batch_size, is_worth_rounding
 from captioner.infer.caption import Caption, Tag, caption_of, likely_tags
+from captioner.infer.devices import DTYPES, choose_device, choose_precision
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchBackend:
@@ -48,8 +46,8 @@ class TorchBackend:
         Raises:
             CaptionerError: there is no such device or precision.
         """
-        self.device = _device(device)
-        self.precision = _precision(precision, self.device)
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
         self.may_round = precision == "auto" and self.precision == "fp32"
         self.dtype = DTYPES[self.precision]
         self.model = model.to(device=self.device, dtype=self.dtype).eval()
@@ -78,7 +76,7 @@ class TorchBackend:
         Raises:
             CaptionerError: either cannot be read, or there is no such device or precision.
         """
-        _precision(precision, _device(device))  # a wrong name should not cost the reading of weights
+        choose_precision(precision, choose_device(device))  # a wrong name should not cost the reading of weights
         model, processor = load_model(folder, name)
         if adapter is not None:
             merge_adapter(model, adapter)
@@ -187,27 +185,3 @@ class CudaCopies:
             current.wait_stream(self.stream)
             sent.record_stream(current)  # its memory is from the other stream's pool
         return sent
-
-
-def _device(name: str | torch.device) -> torch.device:
-    if name == "auto":
-        name = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    try:
-        device = torch.device(name)
-        process, devices = this_process(), torch.accelerator.device_count()
-        if process.local_count > 1 and devices > 1 and device.type != "cpu" and device.index is None:
-            device = torch.device(device.type, process.local_rank % devices)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises for a device it lacks
-        raise CaptionerError(f"device {str(name)!r}: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def _precision(name: str, device: torch.device) -> str:
-    if name == "auto":
-        if device.type == "cpu":
-            return "fp32"
-        return "fp16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bf16"
-    if name not in DTYPES:
-        raise CaptionerError(f"precision {name!r}: choose auto, {', '.join(DTYPES)}")
-    return name

@@ -29,7 +29,7 @@ from captioner.errors import CaptionerError
 from captioner.hub.load import load_model
 from captioner.infer.captioner import Captioner
 from captioner.infer.tokenizer import load_tokenizer
-from captioner.train.trainer import Trainer, train
+from captioner.training.trainer import Trainer, train
 
 KINDS = ("vit, gpt2", "deit, gpt2")
 

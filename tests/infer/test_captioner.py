@@ -238,8 +238,8 @@ def damage(folder: Path, what: str) -> None:
     ("what", "message"),
     [
         ("no config", "no config.json"),
-        ("config is no JSON", "not a valid JSON file"),
-        ("another model", "a 'bert' model, not a 'captioner'"),
+        ("config is no JSON", "its config.json holds no JSON object"),
+        ("another model", "a 'bert' model with code of its own, which is not run"),
         ("another trunk", "vit_of_nobody"),
         ("no weights", "model.safetensors"),
         ("cut weights", "cannot be read as a model"),
@@ -309,7 +309,8 @@ def test_arguments_for_the_hub_reach_it(tmp_path, monkeypatch):
     with pytest.raises(CaptionerError, match="stop"):
         Captioner.from_pretrained("someone/model", revision="v2", token="secret", cache_dir=tmp_path)
     assert asked.pop("allow_patterns")
-    assert asked == {"repository": "someone/model", "revision": "v2", "token": "secret", "cache_dir": tmp_path}
+    given = {"repository": "someone/model", "revision": "v2", "token": "secret", "cache_dir": tmp_path}
+    assert given.items() <= asked.items()
 
 
 def test_a_saved_model_is_the_model_and_nothing_is_written_over(cap, tiny_captioner, photos, tmp_path):

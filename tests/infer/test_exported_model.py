@@ -120,9 +120,9 @@ def damage(folder: Path, what: str) -> None:
         case "no preprocessing":
             processor.write_text("{}")
         case "other pixels":
-            change(processor, image_size=64)
+            change(processor, size={"height": 64, "width": 64})
         case "no deviation":
-            change(processor, std=[0, 0, 0])
+            change(processor, image_std=[0, 0, 0])
         case "no end":
             change(config, eos_token_id=None)
         case "an unknown start":
@@ -143,7 +143,7 @@ def damage(folder: Path, what: str) -> None:
     ("what", "message"),
     [
         ("no config", r"/config\.json: No such file"),
-        ("cut config", r"/config\.json: Expecting"),
+        ("cut config", r"/config\.json: .*line \d+ column"),
         ("another format", r"/graphs\.json: exported in format 99, and this captioner reads"),
         ("no positions", r"/config\.json: max_position_embeddings 0 leave no room"),
         ("fewer tags", r"/config\.json: 1 tags, and encoder\.onnx has 5"),
