@@ -13,6 +13,7 @@ from captioner.cli import (
     annotate,
     average,
     convert,
+    dataset,
     env,
     evaluate,
     export,
@@ -78,6 +79,7 @@ for job in (
     serve.serve,
 ):
     app.command()(job)
+app.add_typer(dataset.app, name="dataset")
 
 
 def main() -> None:
