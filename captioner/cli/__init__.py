@@ -12,6 +12,7 @@ from captioner import __version__
 from captioner.cli import (
     annotate,
     average,
+    calibrate,
     convert,
     dataset,
     env,
@@ -69,6 +70,7 @@ for job in (
     write.write,
     lint.lint,
     evaluate.evaluate,
+    calibrate.calibrate,
     export.export,
     convert.convert,
     average.average,

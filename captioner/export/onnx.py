@@ -24,6 +24,7 @@ from captioner.hub.adapters import merge_adapter
 from captioner.hub.card import read_card, write_card
 from captioner.hub.find import find_model
 from captioner.hub.load import load_model
+from captioner.infer.calibration import FILE as CALIBRATION
 from captioner.infer.export_format import FORMAT_VERSION, MODEL_TYPE, is_export
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
@@ -85,6 +86,8 @@ def export_model(
             name = f"{name} with {merge_adapter(network, adapter)}"
         network.eval()
         _write_settings(partial, network, processor, name, precision)
+        if (folder / CALIBRATION).is_file():
+            shutil.copy(folder / CALIBRATION, partial / CALIBRATION)
         _write_graphs(partial, network, precision)
         for graph in ("encoder.onnx", "decoder.onnx"):
             _convert(partial / graph, precision)
@@ -143,6 +146,7 @@ def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration, precis
     cross_names = [f"cross_{part}_{index}" for index in range(layers) for part in encoder.STATES]
     self_names = [f"self_{part}_{index}" for index in range(layers) for part in ("key", "value")]
     tag_names = ["tag_logits"] if config.tags else []
+    attention_names = [] if config.image_prefix else ["attention"]
     _write_graph(
         folder / "encoder.onnx",
         encoder,
@@ -157,7 +161,7 @@ def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration, precis
         decoder,
         (token_ids, torch.zeros_like(token_ids), torch.tensor(7), self_states, cross_states),
         ["input_ids", "rows", "num_candidates", *self_names, *cross_names],
-        ["logits", "token_ids", "log_probs", *(f"new_{name}" for name in self_names)],
+        ["logits", "token_ids", "log_probs", *attention_names, *(f"new_{name}" for name in self_names)],
         (
             {0: batch, 1: captions},
             {0: batch, 1: captions},
@@ -241,6 +245,7 @@ def _write_settings(
             "max_position_embeddings": config.max_position_embeddings,
             "tags": config.tags,
             "problem_type": config.problem_type,
+            "image_tokens": {"prefix": model.encoder.trunk.num_prefix_tokens, "grid": _grid(model)},
         },
     }
     for file, content in settings.items():
@@ -249,6 +254,14 @@ def _write_settings(
         shutil.copy(processor.tokenizer.vocab_file, folder / "tokenizer.model")
     else:
         processor.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@torch.inference_mode()
+def _grid(model: CaptionerForConditionalGeneration) -> tuple[int, int]:
+    """Rows and columns of the image tokens."""
+    size = model.config.image_size
+    _, grid = model.encoder.trunk(torch.zeros(1, 3, size, size))
+    return grid
 
 
 def _card(name: str, folder: str, precision: str, agreement: Agreement) -> str:

@@ -15,7 +15,8 @@ from captioner.decoding.defaults import options_with
 from captioner.decoding.numpy_search import search
 from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
-from captioner.infer.caption import Caption, caption_of, likely_tags
+from captioner.infer.calibration import Calibration
+from captioner.infer.caption import Caption, CaptionMaker, likely_tags
 from captioner.infer.export_format import FORMAT_VERSION, MODEL_TYPE
 from captioner.infer.tokenizer import load_tokenizer
 from captioner.model.preprocessing import Preprocessing
@@ -25,6 +26,11 @@ try:
     from onnxruntime import OrtValue
 except ModuleNotFoundError as error:
     raise CaptionerError("an exported model needs ONNX Runtime: pip install 'captioner[export]'") from error
+
+
+ONLY_WHAT_IS_FETCHED = onnxruntime.RunOptions()
+ONLY_WHAT_IS_FETCHED.only_execute_path_to_fetches = True
+"""Attention, which only explanations read, costs captioning nothing."""
 
 
 class Encoded(NamedTuple):
@@ -58,10 +64,13 @@ class ExportedModel:
             if (version := config.get("format_version")) != FORMAT_VERSION:
                 raise ValueError(f"exported in format {version!r}, and this captioner reads {FORMAT_VERSION}")
             self.longest, self.tags = int(config["max_position_embeddings"]), list(config["tags"])
+            image_tokens = config.get("image_tokens", {})
+            self.num_prefix_tokens, self.grid = int(image_tokens.get("prefix", 0)), image_tokens.get("grid")
             self.problem_type, self.precision = config["problem_type"], config["precision"]
             if self.longest < 1:
                 raise ValueError(f"max_position_embeddings {self.longest} leave no room for a caption")
         self.tokenizer = load_tokenizer(folder)
+        self.calibration = Calibration.load(folder)
         # An encoder's threads that spin after their work would take the cores from the decoder's.
         self.encoder = Graph(folder / "encoder.onnx", num_threads, spinning=False)
         self.decoder = Graph(folder / "decoder.onnx", num_threads, spinning=True)
@@ -99,9 +108,26 @@ class ExportedModel:
         states = {name: _joined([images.states[name] for images in encoded]) for name in names}
         tag_logits = np.concatenate([images.tag_logits for images in encoded])
         decoder = DecoderSteps(self.decoder, states)
-        found = search(decoder, len(tag_logits), options, self.max_steps(options), self.start, self.end)
+        make = CaptionMaker(self.tokenizer, options, self.calibration)
+        steps = self.max_steps(options)
+        found = search(decoder, len(tag_logits), make.search_options, steps, self.start, self.end)
         tags = [likely_tags(row, self.tags, self.problem_type) for row in tag_logits]
-        return [caption_of(group, self.tokenizer, seen) for group, seen in zip(found, tags, strict=True)]
+        return [make(group, seen) for group, seen in zip(found, tags, strict=True)]
+
+    def token_maps(self, pixel_values: np.ndarray, token_ids: Sequence[int]) -> np.ndarray:
+        """Attention [T, R, C] over the grid of an image [1, 3, height, width], for each token of its caption.
+
+        Raises:
+            CaptionerError: the export has no attention: its decoder has no cross-attention, or an earlier version of
+            captioner wrote it.
+        """
+        if "attention" not in self.decoder.outputs or not self.grid:
+            raise CaptionerError(
+                f"{self.decoder.path}: has no attention output; export again a model with cross-attention"
+            )
+        decoder, row = DecoderSteps(self.decoder, self.encode(pixel_values).states), np.zeros((1, 1), np.int64)
+        steps = [decoder.attention(np.array([[token]]), row) for token in (self.start, *token_ids[:-1])]
+        return np.concatenate(steps)[:, 0, self.num_prefix_tokens :].reshape(-1, *self.grid)
 
     def encode(self, pixel_values: np.ndarray) -> Encoded:
         """Pixels [B, 3, height, width] -> what the decoder reads of them."""
@@ -148,7 +174,7 @@ class Graph:
             CaptionerError: it does not go with these inputs, or with the memory there is.
         """
         with self._explained():
-            return self.session.run_with_ort_values(names, inputs)
+            return self.session.run_with_ort_values(names, inputs, ONLY_WHAT_IS_FETCHED)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -183,6 +209,11 @@ class DecoderSteps:
         """As `step`, all logits [B, K, V]."""
         (logits,) = self._run(["logits"], token_ids, rows, 1)
         return logits
+
+    def attention(self, token_ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """As `step`, the cross-attention's weights [B, K, P], mean over heads and layers."""
+        (weights,) = self._run(["attention"], token_ids, rows, 1)
+        return weights
 
     def _run(self, names: list[str], token_ids: np.ndarray, rows: np.ndarray, num_candidates: int) -> list[np.ndarray]:
         count = np.array(min(num_candidates, self.vocab_size))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from captioner.decoding.options import GenerationOptions
 from captioner.distributed import available_cores
@@ -81,6 +82,11 @@ class OnnxBackend:
 
     def tune(self, options: GenerationOptions, batch_size: int | None) -> None:
         """Do nothing: the export has settled the precision, and batch sizes differ little."""
+
+    def token_maps(self, photo: Image.Image, token_ids: Sequence[int], method: str) -> np.ndarray:
+        if method != "attention":
+            raise CaptionerError("an exported model has no gradients; the model it was made from has")
+        return self.model.token_maps(self.preprocessing(photo)[None], token_ids)
 
     def stream(self, options: GenerationOptions) -> "OnnxStream":
         return OnnxStream(self, options)
