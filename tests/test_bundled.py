@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 
 import captioner.model.auto  # noqa: F401 - for the Auto classes
+from captioner.annotate.calibrate import trust_of
 from captioner.annotate.evaluate import caption_samples
 from captioner.config import SourceConfig
 from captioner.data.images import load_image
@@ -21,6 +22,7 @@ from captioner.decoding.options import GenerationOptions
 from captioner.hub.find import BUNDLED
 from captioner.infer.captioner import Captioner
 from captioner.infer.export_format import GRAPHS, find_graphs
+from captioner.metrics.calibration import Trust
 from captioner.metrics.score import score_captions
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
@@ -122,7 +124,12 @@ def test_its_cider_on_flickr8k_validation_is_what_the_card_says() -> None:
     samples, _ = load_samples(source)
     captioner = Captioner.from_pretrained()
     captions, _ = caption_samples(captioner, samples, GenerationOptions(num_beams=3), batch_size=50, num_workers=2)
-    scores = score_captions(captions, {sample.id: sample.captions for sample in samples}, metrics=["CIDEr"])
+    references = {sample.id: sample.captions for sample in samples}
+    texts = {image: caption.text for image, caption in captions.items()}
+    scores = score_captions(texts, references, metrics=["CIDEr"])
+    everything = trust_of(captions, references, "ptb")
+    trust = Trust(everything.confidence[1::2], everything.cider[1::2], everything.threshold)  # not fitted on these
+    assert trust.ece <= 0.05 and trust.auroc >= 0.7 and trust.halves[0] > 1.3 * trust.halves[1]
     card = {
         result.metric_type: result.metric_value for result in ModelCard.load(BUNDLED / "README.md").data.eval_results
     }

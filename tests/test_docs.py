@@ -61,7 +61,10 @@ def _sub_command(words: list[str]) -> list[str]:
 def test_every_command_and_option_shown_exists(words: list[str]) -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     assert words[0] in commands
-    known = {option for parameter in commands[words[0]].params for option in parameter.opts} | {"--help"}
+    command = commands[words[0]]
+    if hasattr(command, "commands"):  # `captioner dataset build`
+        command = command.commands[words[1]]
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     assert {word for word in words[1:] if word.startswith("-") and word != "-"} <= known
 
 

@@ -55,6 +55,7 @@ EXCEPTIONS = {
     r"--num_processes|--nproc-per-node|--config_file": "several processes: tests/test_accelerate_configs.py",
     r"NAME\.yaml": "a placeholder",
     r"everyday|^export ": "data that are not at hand",
+    r"--adapter runs/adapted": "the tests of adapters train and merge one",
     r"python benchmarks/": "measurements, by hand",
     r"OWNER/NAME.*pipeline|--model OWNER/NAME": "tests/hub/test_publish.py loads a published model",
     r"\bhead -\d+ photos|^find |^sqlite3 ": "a program of the system",

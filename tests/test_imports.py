@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hub": {"model", "files", "errors"},
     "convert": {"hub", "model", "files", "errors"},
     "decoding": {"model", "errors"},
-    "infer": {"decoding", "convert", "hub", "data", "model", "files", "distributed", "cpu", "errors"},
+    "infer": {"decoding", "convert", "hub", "data", "model", "metrics", "files", "distributed", "cpu", "errors"},
     "training": {
         "decoding",
         "convert",

@@ -6,18 +6,19 @@ from captioner.annotate.pipeline import Failure, caption_images, progress_bar
 from captioner.data.sources import Sample
 from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
+from captioner.infer.caption import Caption
 from captioner.infer.captioner import Captioner
 
 
 def caption_samples(
     captioner: Captioner, samples: Sequence[Sample], options: GenerationOptions, *, batch_size: int, num_workers: int
-) -> tuple[dict[Hashable, str], list[Failure[str | int]]]:
+) -> tuple[dict[Hashable, Caption], list[Failure[str | int]]]:
     """The best caption of each sample by its id, and the images that cannot be read.
 
     Raises:
         CaptionerError: none can be read.
     """
-    captions: dict[Hashable, str] = {}
+    captions: dict[Hashable, Caption] = {}
     failures: list[Failure[str | int]] = []
     images = ((sample.id, sample.image) for sample in samples)
     with progress_bar() as progress:
@@ -26,7 +27,7 @@ def caption_samples(
             if isinstance(result, Failure):
                 failures.append(result)
             else:
-                captions[result.key] = result.caption.text
+                captions[result.key] = result.caption
             progress.advance(task)
     if not captions:
         raise CaptionerError(f"no image can be read; the first is {failures[0].image}: {failures[0].message}")

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, TextIO
 from captioner.annotate.alt_text import SHAPES
 from captioner.annotate.formats.records import FORMATS, Record, Write, json_line
 from captioner.annotate.pipeline import ESCAPES, Captioned, Failure, caption_images, progress_bar
+from captioner.annotate.sheets import Sheets
 from captioner.data.archives import ArchiveMember
 from captioner.data.images import IMAGE_EXTENSIONS
 from captioner.decoding.options import GenerationOptions
@@ -66,6 +67,8 @@ def annotate(
     total: int,
     batch_size: int,
     num_workers: int,
+    min_confidence: float = 0.0,
+    sheets: Sheets | None = None,
 ) -> Summary | None:
     """Caption into `sink` those of `images` that are this process's, `total` of them, but not what it has done.
 
@@ -83,7 +86,16 @@ def annotate(
             task = progress.add_task("captioning", total=total)
             mine = (_look_at(image) for image in images() if process.owns(str(image)))
             todo = ((seen, seen.image) for seen in _pass_over(mine, sink.done, lambda: progress.advance(task)))
-            for result in caption_images(captioner, todo, options, batch_size=batch_size, num_workers=num_workers):
+            results = caption_images(
+                captioner,
+                todo,
+                options,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                min_confidence=min_confidence,
+                sheets=sheets,
+            )
+            for result in results:
                 if isinstance(result, Failure):
                     sink.fail(result)
                 else:
@@ -126,6 +138,9 @@ def _record(result: Captioned[Seen], model: str, style: str) -> Record:
         "width": result.width,
         "height": result.height,
         "model": model,
+        "words": [{"word": word.text, "confidence": round(word.confidence, 4)} for word in caption.words],
+        "flags": result.flags,
+        "abstained": "abstained" in result.flags,
         "state": result.key.state,
     }
 
@@ -180,12 +195,13 @@ class Stream:
 
 
 def table() -> Stream:
-    """`path<TAB>caption` a line on stdout."""
-    return Stream(
-        "stdout",
-        sys.stdout,
-        lambda record: print(*(record[field].translate(ESCAPES) for field in ("image", "caption")), sep="\t"),
-    )
+    """`path<TAB>caption` a line on stdout; abstained captions have a third column that says so."""
+
+    def write(record: Record) -> None:
+        mark = ["abstained"] if record["abstained"] else []
+        print(*(record[field].translate(ESCAPES) for field in ("image", "caption")), *mark, sep="\t")
+
+    return Stream("stdout", sys.stdout, write)
 
 
 def stream_to(path: Path, format_name: str) -> Stream:

@@ -12,6 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from captioner.annotate.flags import caption_flags, photo_flags
+from captioner.annotate.sheets import Sheets
 from captioner.data.images import ImageError, ImageInput
 from captioner.decoding.options import GenerationOptions
 from captioner.distributed import this_process
@@ -29,12 +31,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Captioned(Generic[Key]):
-    """An image's caption, and the size of the upright image in pixels."""
+    """An image's caption, the size of the upright image in pixels, and what needs a person's eyes: {flag: detail}."""
 
     key: Key
     caption: Caption
     width: int
     height: int
+    flags: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,10 @@ class Failure(Generic[Key]):
 @dataclass(frozen=True)
 class _Waiting(Generic[Key]):
     key: Key
+    source: ImageInput
     width: int
     height: int
+    flags: dict[str, str]
 
 
 def caption_images(
@@ -61,8 +66,12 @@ def caption_images(
     *,
     batch_size: int,
     num_workers: int,
+    min_confidence: float = 0.0,
+    sheets: Sheets | None = None,
 ) -> Iterator[Captioned[Key] | Failure[Key]]:
     """Caption (key, image) pairs; captions come in the order of the images, failures as they are met.
+
+    Captions below `min_confidence` are flagged `abstained`; `sheets` are drawn for all.
 
     Memory holds about three batches of preprocessed images, two of encoded ones, and one decoded image a worker,
     however many there are.
@@ -74,7 +83,16 @@ def caption_images(
             image = read_image(source, captioner.preprocessing.min_size)
         except ImageError as error:
             return Failure(key, error.source, error.reason, error.message)
-        return _Waiting(key, *image.info["size"]), captioner.preprocessing(image)
+        width, height = image.info["size"]
+        return _Waiting(key, source, width, height, photo_flags(image)), captioner.preprocessing(image)
+
+    def finished(captions: list[Caption]) -> Iterator[Captioned[Key]]:
+        for caption in captions:
+            prepared = waiting.popleft()
+            if sheets is not None:
+                sheets.draw(captioner, prepared.source, caption)
+            flags = prepared.flags | caption_flags(caption, min_confidence)
+            yield Captioned(prepared.key, caption, prepared.width, prepared.height, flags)
 
     stream = captioner.stream(options)
     waiting: deque[_Waiting[Key]] = deque()  # for their captions, first come first served
@@ -87,17 +105,11 @@ def caption_images(
         waiting.append(prepared)
         batch.append(pixel_values)
         if len(batch) == batch_size:
-            yield from _captioned(waiting, stream.add(batch))
+            yield from finished(stream.add(batch))
             batch = []
     if batch:
-        yield from _captioned(waiting, stream.add(batch))
-    yield from _captioned(waiting, stream.finish())
-
-
-def _captioned(waiting: deque[_Waiting[Key]], captions: list[Caption]) -> Iterator[Captioned[Key]]:
-    for caption in captions:
-        prepared = waiting.popleft()
-        yield Captioned(prepared.key, caption, prepared.width, prepared.height)
+        yield from finished(stream.add(batch))
+    yield from finished(stream.finish())
 
 
 def map_ahead(

@@ -7,7 +7,7 @@ result is a transaction, so that a run that is stopped at any instant goes on fr
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from captioner.annotate.pipeline import Captioned, Failure, caption_images, map_
 from captioner.annotate.project import Project
 from captioner.annotate.records import NewCaption, ProjectImage, Writer
 from captioner.annotate.scan import CHUNK, encoded
+from captioner.annotate.sheets import Sheets
 from captioner.annotate.words import embedded_words, merge_words
 from captioner.data.archives import ArchiveMember
 from captioner.data.images import MAX_BYTES, ImageError
@@ -118,6 +119,8 @@ def caption_todo(
     num_workers: int,
     style: str,
     advance: Callable[[], object],
+    min_confidence: float = 0.0,
+    sheets: Sheets | None = None,
 ) -> None:
     """Caption those images of a run that need it and are this process's.
 
@@ -129,7 +132,16 @@ def caption_todo(
     todo = map_ahead(work.look, work.todo(process), num_workers, ahead=2 * num_workers)
     images = ((look.image, open_image(project, look.image)) for look in todo if work.needs_model(look))
     ((writer,),) = project.rows("SELECT writer FROM runs WHERE id = ?", run.id)
-    for result in caption_images(captioner, images, options, batch_size=batch_size, num_workers=num_workers):
+    results = caption_images(
+        captioner,
+        images,
+        options,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        min_confidence=min_confidence,
+        sheets=sheets,
+    )
+    for result in results:
         if isinstance(result, Failure):
             _store_failure(project, result)
         else:
@@ -268,7 +280,7 @@ def share_captions(project: Project, run: Run) -> None:
                 connection.execute("UPDATE images SET error = ?, message = ? WHERE id = ?", why)
 
 
-def new_caption(caption: Caption, style: str) -> NewCaption:
+def new_caption(caption: Caption, style: str, flags: Mapping[str, str]) -> NewCaption:
     """A model's caption as the project keeps it."""
     shape = SHAPES[style]
     return NewCaption(
@@ -280,6 +292,8 @@ def new_caption(caption: Caption, style: str) -> NewCaption:
             {"caption": shape(other.text), "confidence": round(other.confidence, 4)} for other in caption.alternatives
         ],
         tags=[{"tag": tag.text, "score": round(tag.score, 4)} for tag in caption.tags],
+        words=[(word.text, round(word.confidence, 4)) for word in caption.words],
+        flags=flags,
     )
 
 
@@ -293,7 +307,7 @@ def _store_caption(project: Project, result: Captioned[ProjectImage], writer: in
     with project.transaction() as connection:
         values = (result.width, result.height, image)
         connection.execute("UPDATE images SET width = ?, height = ? WHERE id = ?", values)
-        project.add_suggestion(image, new_caption(result.caption, style), writer, run)
+        project.add_suggestion(image, new_caption(result.caption, style, result.flags), writer, run)
 
 
 def _store_failure(project: Project, failure: Failure[ProjectImage]) -> None:

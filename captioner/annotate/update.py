@@ -25,6 +25,7 @@ from captioner.annotate.runs import (
     start_run,
 )
 from captioner.annotate.scan import scan
+from captioner.annotate.sheets import Sheets
 from captioner.data.archives import ArchiveMember
 from captioner.decoding.options import GenerationOptions
 from captioner.distributed import Process
@@ -55,12 +56,20 @@ class Request:
 
 
 class Loaded(NamedTuple):
-    """A model, and how it is to caption; `folders` hold its files and those of its adapter."""
+    """A model, and how it is to caption.
+
+    Attributes:
+        folders: the model's files, and those of its adapter.
+        min_confidence: captions below it are marked.
+        sheets: where heat maps are drawn, if they are.
+    """
 
     captioner: Captioner
     options: GenerationOptions
     batch_size: int
     folders: list[Path]
+    min_confidence: float = 0.0
+    sheets: Sheets | None = None
 
     def version(self) -> str:
         """A digest of the model's files: two models of the same name may differ."""
@@ -200,6 +209,8 @@ def _caption(project: Project, run: Run, request: Request, load: Load, process: 
             batch_size=loaded.batch_size,
             num_workers=num_workers,
             style=request.style,
+            min_confidence=loaded.min_confidence,
+            sheets=loaded.sheets,
             advance=lambda: progress.advance(task),
         )
     return time.monotonic() - began

@@ -12,7 +12,9 @@ from captioner import __version__
 from captioner.cli import (
     annotate,
     average,
+    calibrate,
     convert,
+    dataset,
     env,
     evaluate,
     export,
@@ -68,6 +70,7 @@ for job in (
     write.write,
     lint.lint,
     evaluate.evaluate,
+    calibrate.calibrate,
     export.export,
     convert.convert,
     average.average,
@@ -78,6 +81,7 @@ for job in (
     serve.serve,
 ):
     app.command()(job)
+app.add_typer(dataset.app, name="dataset")
 
 
 def main() -> None:

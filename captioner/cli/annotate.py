@@ -18,6 +18,7 @@ from captioner.cli.shared import (
     MaxNewTokens,
     MinNewTokens,
     Model,
+    NeutralPeople,
     NoRepeatNgramSize,
     NumBeams,
     Precision,
@@ -111,6 +112,16 @@ def annotate(
     num_return_sequences: Annotated[
         int | None, typer.Option(help="Captions per image. Default: the model's, or 1.")
     ] = None,
+    neutral_people: NeutralPeople = False,
+    min_confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="Mark captions whose confidence is below this; they are kept.")
+    ] = 0.0,
+    explain: Annotated[
+        Path | None, typer.Option(help="Draw a sheet for each photo into this folder: its words and their heat maps.")
+    ] = None,
+    explain_method: Annotated[
+        str, typer.Option(help="attention, or gradient: slower, leaves out what the model sees without using it.")
+    ] = "attention",
 ) -> None:
     """Caption images.
 
@@ -130,6 +141,7 @@ def annotate(
     """
     from captioner.annotate.alt_text import BANNED_PHRASES
     from captioner.annotate.paths import given_images
+    from captioner.annotate.sheets import Sheets
     from captioner.annotate.update import Request
     from captioner.distributed import this_process
 
@@ -144,13 +156,17 @@ def annotate(
         )
     if output_format and (not output or is_project):
         raise CaptionerError("--format needs an output file (-o) that is no project")
+    sheets = Sheets(explain, explain_method) if explain else None
+    if sheets:
+        sheets.prepare()
     named, listed = paths or [], _names_in(files_from) if files_from else []
 
     def images() -> "Iterator[str | ArchiveMember]":
         return given_images(named, listed)
 
     def load(count: int, resumed_precision: str | None) -> "Loaded":
-        words = (prefix, [*(banned_word or ()), *(BANNED_PHRASES if style == "alt" else ())], forced_word or [])
+        banned = [*(banned_word or ()), *(BANNED_PHRASES if style == "alt" else ())]
+        words = (prefix, banned, forced_word or [], neutral_people)
         given = given_options(
             do_sample=do_sample or None,
             num_beams=num_beams,
@@ -167,7 +183,8 @@ def annotate(
         chosen = resumed_precision if precision == "auto" and resumed_precision else precision
         says_speed = process.rank == 0 and (output is not None or sys.stderr.isatty())
         captioner = load_captioner(model, device, chosen, adapter, prompt, trust_remote_code, backend)
-        return _loaded(captioner, adapter, batch_size, given, words, count, says_speed)
+        loaded = _loaded(captioner, adapter, batch_size, given, words, count, says_speed)
+        return loaded._replace(min_confidence=min_confidence, sheets=sheets)
 
     inputs = [*named, *([files_from] if files_from else [])]
     workers = num_workers or default_workers()
@@ -191,7 +208,7 @@ def _loaded(
     adapter: str | None,
     batch_size: int | None,
     given: dict[str, Any],
-    words: tuple[str, list[str], list[str]],
+    words: tuple[str, list[str], list[str], bool],
     count: int,
     says_speed: bool,
 ) -> "Loaded":
@@ -272,7 +289,7 @@ def _into_file(
     sink: Sink
     if output and is_file:
         weights = {"model": captioner.name, "files": loaded.version(), "precision": captioner.precision}
-        settings = weights | {"options": asdict(options), "style": style}
+        settings = weights | {"options": asdict(options), "style": style, "min_confidence": loaded.min_confidence}
         sink = OutputFile(output, chosen_format, settings, inputs_of(inputs), process)
     else:
         sink = stream_to(output, chosen_format) if output else table()
@@ -284,6 +301,8 @@ def _into_file(
             sink,
             process,
             style=style,
+            min_confidence=loaded.min_confidence,
+            sheets=loaded.sheets,
             total=sum(is_mine),
             batch_size=loaded.batch_size,
             num_workers=num_workers,

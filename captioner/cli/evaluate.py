@@ -17,6 +17,7 @@ from captioner.cli.shared import (
     Metrics,
     MinNewTokens,
     Model,
+    NeutralPeople,
     NoRepeatNgramSize,
     NumBeams,
     Precision,
@@ -27,6 +28,7 @@ from captioner.cli.shared import (
     given_options,
     load_captioner,
     metric_names,
+    write_image,
     write_json,
 )
 from captioner.files import reporting
@@ -54,16 +56,28 @@ def evaluate(
     min_new_tokens: MinNewTokens = None,
     no_repeat_ngram_size: NoRepeatNgramSize = None,
     length_penalty: LengthPenalty = None,
+    neutral_people: NeutralPeople = False,
+    chart: Annotated[
+        Path | None, typer.Option(help="Draw reliability and risk against coverage, as PNG or JPEG.")
+    ] = None,
 ) -> None:
     """Caption the images of a data set and score the captions against its own.
+
+    Also prints how far confidences can be trusted, if images have two captions or more, and how gendered words compare
+    with the captions of the data (in English). With --neutral-people, these are made neutral before scoring.
 
     Images and captions that cannot be read are left out of the scores, and listed on stderr and in the JSON.
 
     Exit status: 0 all images scored, 3 some left out, 2 usage error.
     """
+    from captioner.annotate.calibrate import trust_of
     from captioner.annotate.evaluate import caption_samples
+    from captioner.annotate.trust_charts import trust_chart
     from captioner.config import SourceConfig, validated
     from captioner.data.sources import load_samples
+    from captioner.metrics.audit_report import audit_as_json, print_audit, print_trust, trust_as_json
+    from captioner.metrics.gender import audit_gender
+    from captioner.metrics.gendered_words import neutralized
     from captioner.metrics.report import as_json, print_scores
     from captioner.metrics.score import score_captions
 
@@ -77,27 +91,41 @@ def evaluate(
     wanted = metric_names(metrics, tokenization)
     probe = "an unavailable metric is an error now, not after hours of captioning"
     score_captions({0: probe}, {0: [probe]}, metrics=wanted, tokenization=tokenization)
-    check_files(output, predictions)
+    check_files(output, predictions, chart)
     source = {"path": data, "images": images, "split": split, "on_error": "skip"}
     samples, skipped = load_samples(validated(SourceConfig, source, "data"))
     captioner = load_captioner(model, device, precision, adapter, backend=backend)
     captions, failures = caption_samples(
         captioner,
         samples,
-        captioner.options(**given),
+        captioner.options(**given, **captioner.word_options(neutral_people=neutral_people)),
         batch_size=batch_size or captioner.batch_size,
         num_workers=num_workers or default_workers(),
     )
+    texts = {image: caption.text for image, caption in captions.items()}
     if predictions:
-        write_json(predictions, [{"image_id": image, "caption": caption} for image, caption in captions.items()])
+        write_json(predictions, [{"image_id": image, "caption": text} for image, text in texts.items()])
     references: dict[Hashable, tuple[str, ...]] = {s.id: s.captions for s in samples if s.id in captions}
-    scores = score_captions(captions, references, metrics=wanted, tokenization=tokenization)
+    if neutral_people:
+        references = {image: tuple(map(neutralized, own)) for image, own in references.items()}
+    scores = score_captions(texts, references, metrics=wanted, tokenization=tokenization)
+    has_two = any(len(own) > 1 for own in references.values())
+    trust = trust_of(captions, references, tokenization) if has_two else None
+    audit = audit_gender(texts, references) if tokenization == "ptb" else None
     left_out = {skip.where: skip.reason for skip in skipped} | {each.image: each.message for each in failures}
     if output:
-        write_json(output, as_json(scores) | {"left_out": left_out})
+        report = as_json(scores) | {"left_out": left_out}
+        report |= {"confidence": trust_as_json(trust)} if trust else {}
+        write_json(output, report | ({"gender": audit_as_json(audit)} if audit else {}))
+    if chart and trust:
+        write_image(chart, trust_chart(trust))
     for where, reason in left_out.items():
         print(f"left out: {where}: {reason}", file=sys.stderr)
     with reporting("stdout"):
         print_scores([captioner.name], [scores])
+        if trust:
+            print_trust(trust)
+        if audit:
+            print_audit(audit)
     if left_out:
         raise typer.Exit(3)

@@ -11,6 +11,8 @@ from captioner.errors import CaptionerError
 from captioner.files import check_file, is_plain, whole_file
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from captioner.infer.captioner import Captioner
 
 # Options of `annotate` and `evaluate`. Unset ones default to the model's, else to those of `GenerationOptions`.
@@ -44,6 +46,9 @@ NoRepeatNgramSize = Annotated[
 ]
 LengthPenalty = Annotated[
     float | None, typer.Option(help="Above 0 favours longer captions. Default: the model's, or 1.")
+]
+NeutralPeople = Annotated[
+    bool, typer.Option("--neutral-people", help="Write a person, a child, people instead of gendered words (English).")
 ]
 
 # Options of `score` and `evaluate`.
@@ -92,6 +97,16 @@ def write_json(path: Path, value: Any) -> None:
 
     with whole_file(path) as file:
         file.write(json.dumps(value, indent=1) + "\n")
+
+
+def write_image(path: Path, image: "Image.Image") -> None:
+    """Write a picture in the format that its suffix names, PNG where it names none."""
+    import io
+
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")
+    with whole_file(path) as file:
+        file.buffer.write(buffer.getvalue())
 
 
 def default_workers() -> int:

@@ -3,6 +3,7 @@
 from captioner.config.reading import load_config, validated
 from captioner.config.recipe import (
     TRAINED_BY,
+    AdaptersConfig,
     AugmentationConfig,
     DataConfig,
     Objective,
@@ -20,6 +21,7 @@ from captioner.config.recipe import (
 
 __all__ = [
     "TRAINED_BY",
+    "AdaptersConfig",
     "AugmentationConfig",
     "DataConfig",
     "Objective",

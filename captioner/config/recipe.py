@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 Objective = Literal["captioning", "reward", "tags", "contrastive", "distillation", "language_modeling"]
-Part = Literal["trunk", "bridge", "embeddings", "decoder", "heads"]
+Part = Literal["trunk", "bridge", "embeddings", "decoder", "heads", "adapters"]
 
 FROM_IMAGES: frozenset[Objective] = frozenset({"captioning", "reward", "tags", "contrastive", "distillation"})
 FROM_WORDS: frozenset[Objective] = frozenset({"captioning", "reward", "contrastive", "language_modeling"})
@@ -15,6 +15,7 @@ TRAINED_BY: dict[Part, frozenset[Objective]] = {
     "embeddings": FROM_WORDS,
     "decoder": FROM_WORDS,
     "heads": frozenset({"tags", "contrastive", "distillation"}),
+    "adapters": FROM_IMAGES | FROM_WORDS,
 }
 """The parts of a captioner, and the objectives whose gradients reach each of them."""
 
@@ -195,6 +196,14 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
 
 
+class AdaptersConfig(Section):
+    """Low-rank adapters (LoRA, Hu et al. 2022, https://arxiv.org/abs/2106.09685), which phases train as `adapters`."""
+
+    parts: list[Literal["trunk", "bridge", "decoder"]] = Field(["decoder"], min_length=1)
+    rank: int = Field(8, ge=1, le=1024, description="Of each projection; a fused one has it for each of its own.")
+    alpha: float = Field(16.0, gt=0, description="The update's scale is alpha / rank.")
+
+
 class AugmentationConfig(Section):
     """Random crop, flip and colour. Flips are off by default because captions say "left" and "right"."""
 
@@ -229,7 +238,7 @@ class PhaseConfig(Section):
     steps: int | None = Field(None, ge=1, description="Optimizer steps; in a repeated group, steps of one turn.")
     learning_rates: dict[Part, float] = Field(
         description="Peak rate of each trained part: trunk (timm), bridge (projection and hybrid layers), decoder, "
-        "embeddings (default: the decoder's rate; 0: frozen), heads."
+        "embeddings (default: the decoder's rate; 0: frozen), heads, adapters (low-rank updates of other parts)."
     )
     trunk_blocks: int | None = Field(
         None, ge=1, description="Train only so many of the last trunk blocks; default: all."
@@ -360,6 +369,7 @@ class RunConfig(Section):
     model: ModelConfig = Field(default_factory=ModelConfig)
     tags: TagsConfig | None = None
     teacher: TeacherConfig | None = None
+    adapters: AdaptersConfig | None = None
     phases: list[
         Annotated[
             Annotated[PhaseConfig, Tag("<phase>")] | Annotated[PhaseGroup, Tag("<group>")],
@@ -371,6 +381,11 @@ class RunConfig(Section):
     optimization: OptimizationConfig = Field(default_factory=OptimizationConfig)
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     checkpoint_every_steps: int = Field(200, ge=1, description="Steps between checkpoints, apart from each epoch's.")
+    push_to_hub: str | None = Field(
+        None,
+        pattern=r"^[\w.-]+/[\w.-]+$",
+        description="Publish each new best checkpoint as owner/name on the Hugging Face Hub, privately.",
+    )
     log_with: list[
         Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
     ] = Field(default_factory=list, description="Trackers that Accelerate reports to, besides log.jsonl.")
@@ -380,6 +395,13 @@ class RunConfig(Section):
         names = [phase.name for _, phases in self._groups() for phase in phases]
         if len(set(names)) != len(names):
             raise ValueError("phases: every phase needs a different name")
+        return self
+
+    @model_validator(mode="after")
+    def _require_adapters_to_be_trained(self) -> "RunConfig":
+        trained = any("adapters" in phase.learning_rates for _, phases in self._groups() for phase in phases)
+        if trained != (self.adapters is not None):
+            raise ValueError("adapters: a phase's learning rate for adapters and the key adapters need each other")
         return self
 
     @model_validator(mode="after")

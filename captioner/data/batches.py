@@ -21,6 +21,7 @@ from captioner.model.modeling_captioner import IGNORE_INDEX
 class Batch:
     """Images or their trunk features (neither for text alone), with captions.
 
+    `weights` [B] is what the captions of each image count in the captioning loss; None: all the same.
     `encoder_inputs` holds `pixel_values` [B, 3, height, width] or `trunk_features` [B, P, width]; `labels` is
     [B * K, T]; `tags` [B, C] is 0 or 1, or `IGNORE_INDEX` if unknown. Labels and tags stay on the host, so that they
     can be counted without waiting for the device.
@@ -33,6 +34,7 @@ class Batch:
     labels: Tensor
     errors: dict[int, str]
     tags: Tensor | None = None
+    weights: Tensor | None = None
 
     @property
     def captioned(self) -> Tensor:
@@ -55,6 +57,7 @@ class Batch:
                 self.labels[start * captions : (start + size) * captions],
                 {row - start: error for row, error in self.errors.items() if start <= row < start + size},
                 None if self.tags is None else self.tags[start : start + size],
+                None if self.weights is None else self.weights[start : start + size],
             )
             for start in range(0, len(self.ids), size)
         ]
@@ -78,6 +81,7 @@ def collate(items: list[dict[str, Any]], captions_per_image: int) -> Batch:
     for row, item in enumerate(items):
         for offset, ids in enumerate(item["captions"]):
             labels[row * captions_per_image + offset, : len(ids)] = torch.tensor(ids)
+    weights = torch.tensor([item.get("weight", 1.0) for item in items])
     inputs = {"pixel_values", "trunk_features"} & items[0].keys()
     return Batch(
         ids=[item["id"] for item in items],
@@ -85,6 +89,7 @@ def collate(items: list[dict[str, Any]], captions_per_image: int) -> Batch:
         labels=labels,
         errors={row: item["error"] for row, item in enumerate(items) if item["error"] is not None},
         tags=torch.stack([item["tags"] for item in items]) if "tags" in items[0] else None,
+        weights=weights if bool((weights != 1).any()) else None,
     )
 
 

@@ -80,7 +80,8 @@ class CaptionDataset(Dataset):
         if isinstance(place, tuple) and index < 0:
             return self._without_targets(self[epoch, ~index]) | {"error": ""}
         sample = self.samples[index]
-        item: dict[str, Any] = {"id": sample.id, "captions": self._draw_captions(epoch, index), "error": None}
+        captions = self._draw_captions(epoch, index)
+        item: dict[str, Any] = {"id": sample.id, "captions": captions, "weight": sample.weight, "error": None}
         if self.tags is not None:
             item["tags"] = self._tag_row(self.tags[index])
         if self.features is not None:
@@ -113,8 +114,10 @@ class CaptionDataset(Dataset):
         return int((end - first).sum())
 
     def fingerprint(self) -> str:
-        """Return a digest of what determines the batches: the samples' ids, lengths and weights."""
-        return _digest([[sample.id for sample in self.samples], self.lengths(), self.weights])
+        """Return a digest of what determines the batches and their losses: the samples' ids, lengths and weights."""
+        weights = [sample.weight for sample in self.samples]
+        weighted = [weights] if any(weight != 1 for weight in weights) else []
+        return _digest([[sample.id for sample in self.samples], self.lengths(), self.weights, *weighted])
 
     def lengths(self) -> list[int]:
         """Return the total caption tokens of each image; the expected total if captions are sampled.

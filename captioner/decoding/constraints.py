@@ -50,6 +50,27 @@ class Constraints:
         scores.scatter_reduce_(-1, ngrams[..., -1], limits, "amin")
 
 
+class Merging:
+    """Gives the probability of each token in `options.merged_ids` to the token that stands in for it."""
+
+    def __init__(self, options: GenerationOptions, prompt: Tensor) -> None:
+        sources: dict[int, list[int]] = {}
+        for source, target in options.merged_ids:
+            sources.setdefault(target, []).append(source)
+        self.groups = [(target, prompt.new_tensor([target, *tokens])) for target, tokens in sources.items()]
+        self.merged = prompt.new_tensor([source for source, _ in options.merged_ids])
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Logits [B, K, V] -> the same with their softmax moved: the others' stays as it was."""
+        if not self.groups:
+            return logits
+        moved = logits.clone()
+        moved[..., self.merged] = -torch.inf
+        for target, tokens in self.groups:
+            moved[..., target] = logits[..., tokens].logsumexp(-1)
+        return moved
+
+
 def newest(sequences: Tensor, lengths: Tensor, count: int) -> Tensor:
     """The last `count` tokens [B, K, count] of sequences [B, K, M] with `lengths` [B]; void in shorter ones."""
     places = (lengths[:, None] - count + torch.arange(count, device=lengths.device)).clamp(min=0)

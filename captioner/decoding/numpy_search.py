@@ -226,18 +226,22 @@ class Constraints:
         forbidden = [[self._forbidden(caption, length) for caption in image.running] for image in images]
         most = max(len(tokens) for image in forbidden for tokens in image)
         count = images[0].num_candidates + most
-        if self.options.repetition_penalty == 1:
+        if self.options.repetition_penalty == 1 and not self.options.merged_ids:
             next_ids, log_probs = decoder.step(token_ids, rows, count)
             found = Candidates(next_ids, log_probs, log_probs)
         else:
-            found = self._penalized(decoder.logits(token_ids, rows), images, count)
+            found = self._rescored(decoder.logits(token_ids, rows), images, count)
         if most:
             is_forbidden = np.take_along_axis(_table(forbidden, found.scores, decoder.vocab_size), found.token_ids, -1)
             found = replace(found, scores=np.where(is_forbidden, -np.inf, found.scores))
         return found
 
-    def _penalized(self, logits: np.ndarray, images: list[Captions], count: int) -> Candidates:
-        """Logits [B, K, V] -> the `count` tokens with the best scores after the penalty."""
+    def _rescored(self, logits: np.ndarray, images: list[Captions], count: int) -> Candidates:
+        """Logits [B, K, V] -> the `count` tokens with the best scores after merging and the repetition penalty."""
+        logits = np.array(logits)
+        for source, target in self.options.merged_ids:
+            logits[..., target] = np.logaddexp(logits[..., target], logits[..., source])
+            logits[..., source] = -np.inf
         penalty, log_probs = self.options.repetition_penalty, _log_softmax(logits)
         scores = log_probs if self.options.num_beams != 1 else logits
         used = [[{self.start, *caption.token_ids} for caption in image.running] for image in images]

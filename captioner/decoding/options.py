@@ -1,7 +1,7 @@
 """What captioning may be asked for: one frozen object, whoever computes it."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -35,6 +35,8 @@ class GenerationOptions:
             arXiv:1909.05858). As in transformers, scores are logits, or log-probabilities in beam search.
         prefix_ids: tokens that every caption starts with; they do not count as new.
         bad_words_ids: sequences of tokens that no caption goes on with, one token of which may be all.
+        merged_ids: pairs of tokens; the probability of the first is given to the second, which is written in its place:
+            that of "man" to "person".
         force_words_ids: sequences of tokens that every caption holds, in any order; beam search alone can do that.
         num_beam_groups: groups of beams that differ from one another, for captions that do: it divides `num_beams`.
         diversity_penalty: taken off a token's log-probability for each beam of the groups before that has chosen it.
@@ -61,6 +63,7 @@ class GenerationOptions:
     repetition_penalty: float = 1.0
     prefix_ids: tuple[int, ...] = ()
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    merged_ids: tuple[tuple[int, ...], ...] = ()
     force_words_ids: tuple[tuple[int, ...], ...] = ()
     num_beam_groups: int = 1
     diversity_penalty: float = 0.0
@@ -85,9 +88,13 @@ class GenerationOptions:
         self._require(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", "at most max_new_tokens")
         self._require(-50 <= self.length_penalty <= 50, "length_penalty", "between -50 and 50")  # powers stay finite
         object.__setattr__(self, "prefix_ids", self._token_ids("prefix_ids", self.prefix_ids))
-        for name in ("bad_words_ids", "force_words_ids"):
+        for name in ("bad_words_ids", "merged_ids", "force_words_ids"):
             self._require(_is_list(getattr(self, name)), name, "sequences of token ids")
             object.__setattr__(self, name, tuple(self._token_ids(name, ids) for ids in getattr(self, name)))
+        self._require(all(len(ids) == 2 for ids in self.merged_ids), "merged_ids", "pairs of tokens")
+        merged, kept = ({ids[place] for ids in self.merged_ids} for place in (0, 1))
+        is_simple = len(merged) == len(self.merged_ids) and merged.isdisjoint(kept)
+        self._require(is_simple, "merged_ids", "pairs whose first tokens differ from all others")
         self._require(all(self.bad_words_ids), "bad_words_ids", "sequences of at least 1 token")
         self._require(all(self.force_words_ids), "force_words_ids", "sequences of at least 1 token")
         self._require(0 < self.repetition_penalty < math.inf, "repetition_penalty", "above 0")
@@ -139,7 +146,7 @@ class GenerationOptions:
             )
         if self.min_new_tokens > steps:
             raise CaptionerError(f"min_new_tokens is {self.min_new_tokens}; this model writes at most {steps} tokens")
-        for ids in (self.prefix_ids, *self.bad_words_ids, *self.force_words_ids):
+        for ids in (self.prefix_ids, *self.bad_words_ids, *self.merged_ids, *self.force_words_ids):
             if not all(0 <= token < vocab_size for token in ids):
                 raise CaptionerError(f"tokens {ids}: this model has those from 0 to {vocab_size - 1}")
         given = [("prefix_ids", self.prefix_ids), *(("force_words_ids", ids) for ids in self.force_words_ids)]
@@ -169,11 +176,13 @@ def word_options(
     prefix: str,
     banned_words: str | Iterable[str],
     forced_words: str | Iterable[str],
+    replaced_words: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Turn words into fields of `GenerationOptions`, with a tokenizer's `encode`. A string is one word or one phrase.
 
     A byte-level tokenizer such as GPT-2's gives a word other tokens after a space than at the start of a caption, after
-    the token `start`. A banned word is banned in both places. A forced word comes after a space.
+    the token `start`. A banned word is banned in both places. A forced word comes after a space. The probability of a
+    replaced word goes to the word in its place, if both are one token there; else the word is banned.
 
     Raises:
         CaptionerError: the prefix or a word is not text, or a word is blank.
@@ -187,12 +196,28 @@ def word_options(
     begun = " ".join(prefix.split())
     banned = _phrases("banned_words", banned_words)
     at_start = [(start, *token_ids(phrase)) for phrase in banned if token_ids(phrase) != token_ids(f" {phrase}")]
+    replaced = replaced_words or {}
+    merged = _merged(replaced, token_ids)
+    banned_ids = [token_ids(f" {phrase}") for phrase in banned]
+    banned_ids += [ids for word in replaced for ids in (token_ids(f" {word}"), (start, *token_ids(word)))]
     fields = {
+        "merged_ids": tuple(merged.items()),
         "prefix_ids": token_ids(begun) if begun else (),
-        "bad_words_ids": (*(token_ids(f" {phrase}") for phrase in banned), *at_start),
+        "bad_words_ids": tuple(ids for ids in (*banned_ids, *at_start) if ids[-1] not in merged),
         "force_words_ids": tuple(token_ids(f" {phrase}") for phrase in _phrases("forced_words", forced_words)),
     }
     return {name: ids for name, ids in fields.items() if ids}  # others may be given as ids
+
+
+def _merged(replaced: Mapping[str, str], token_ids: Callable[[str], tuple[int, ...]]) -> dict[int, int]:
+    """Tokens that are words to replace, and the tokens in their place."""
+    merged = {}
+    for word, neutral in replaced.items():
+        for space in ("", " "):
+            ours, theirs = token_ids(space + word), token_ids(space + neutral) if neutral else ()
+            if len(ours) == len(theirs) == 1:
+                merged[ours[0]] = theirs[0]
+    return merged
 
 
 def _phrases(name: str, words: str | Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from captioner.decoding.constraints import Constraints
+from captioner.decoding.constraints import Constraints, Merging
 from captioner.decoding.options import GenerationOptions
 from captioner.decoding.step_decoder import gather_captions
 
@@ -51,6 +51,7 @@ class Captions:
         self.prompt_length = len(prompt)
         self.full_length = len(prompt) + longest
         self.constrain = Constraints(options, prompt, end)
+        self.merge = Merging(options, prompt)
         if options.seed is not None:
             self.generator = torch.Generator().manual_seed(options.seed)
             self.noise: list[Tensor] = []
@@ -86,6 +87,7 @@ class Captions:
 
         `most_steps` is the number of this step to the image that came first of those still in the making.
         """
+        logits = self.merge(logits)
         scores = self.constrain(logits, self.sequences, self.lengths)
         self.tokens = self._draw(scores, most_steps) if self.options.do_sample else scores.argmax(-1)
         chosen = self.tokens[..., None]
@@ -184,7 +186,7 @@ class Beams(Captions):
         self.best_sequences, self.best_log_probs = self.sequences.clone(), self.log_probs.clone()
 
     def advance(self, logits: Tensor, most_steps: int) -> None:
-        log_probs = logits.log_softmax(-1)
+        log_probs = self.merge(logits).log_softmax(-1)
         totals, chosen = self._candidates(self._totals(log_probs))
         parents, tokens = chosen // logits.shape[-1], chosen % logits.shape[-1]
         sequences, written = (gather_captions(tensor, parents) for tensor in (self.sequences, self.log_probs))

@@ -64,7 +64,8 @@ class DecoderGraph(nn.Module):
 
     From the newest tokens [B, K], the rows [B, K] of the caches that they follow, the self-attention caches, 2 L
     tensors [N, T, D], and the encoder's 2 L -> logits [B, K, V], the `num_candidates` most probable next tokens
-    with their log-probabilities, both [B, K, num_candidates], and the caches [B * K, T + 1, D].
+    with their log-probabilities, both [B, K, num_candidates], the mean of the cross-attention's weights over heads and
+    layers [B, K, P] (not with an image prefix), and the caches [B * K, T + 1, D]. A run computes only what it fetches.
 
     The layers are written out over [B, K, D], which leaves a step few operations beside its products. An image's K
     captions read its keys and values uncopied. The position is T.
@@ -89,6 +90,7 @@ class DecoderGraph(nn.Module):
         position = torch.arange(past_length, past_length + 1)
         hidden_states = self.decoder.embed(input_ids, position)
         new_states = [state.index_select(0, rows.flatten()) for state in self_states]
+        weights: list[Tensor] = []
         num_states = len(cross_states) // len(self.decoder.layers)
         for index, layer in enumerate(self.decoder.layers):
             own = slice(2 * index, 2 * index + 2)
@@ -103,6 +105,7 @@ class DecoderGraph(nn.Module):
             hidden_states = layer.add(layer.self_attn_norm, hidden_states, layer.self_attn.out_proj(context))
             if not self.decoder.image_prefix:
                 query = layer.cross_attn.q_proj(layer.before(layer.cross_attn_norm, hidden_states))
+                weights.append(self.weights(query, seen))
                 context = layer.cross_attn.out_proj(self.attend_to_image(query, seen))
                 hidden_states = layer.add(layer.cross_attn_norm, hidden_states, context)
             hidden_states = layer.feed_forward(hidden_states)
@@ -111,7 +114,8 @@ class DecoderGraph(nn.Module):
         torch._check(count >= 1)
         torch._check(count <= logits.shape[-1])
         log_probs, token_ids = logits.log_softmax(-1).topk(count)
-        return (logits, token_ids, log_probs, *new_states)
+        attention = [torch.stack(weights).mean(0)] if weights else []
+        return (logits, token_ids, log_probs, *attention, *new_states)
 
     def attend_to_image(self, query: Tensor, states: list[Tensor]) -> Tensor:
         """[B, K, D] over what the encoder gave for a layer -> [B, K, D]."""
@@ -141,6 +145,11 @@ class DecoderGraph(nn.Module):
     def image_context(self, probs: Tensor, states: list[Tensor]) -> Tensor:
         """Probabilities [B, H, K, P] -> [B, H, K, D / H]."""
         return probs @ states[1]
+
+    def weights(self, query: Tensor, states: list[Tensor]) -> Tensor:
+        """The weights of `attend_to_image`, mean over heads: [B, K, P]."""
+        query, key = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, states[0]))
+        return (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)).softmax(-1).mean(1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[N, T, D] over [N, S, D] -> [N, T, D]."""

@@ -64,6 +64,11 @@ class DecoderGraph(graphs.DecoderGraph):
         probs_scale = (probs.amax(dim=-1, keepdim=True) / 255).clamp(min=SMALLEST)
         return _product((probs / probs_scale + 0.5).to(torch.uint8), value) * (probs_scale * value_scale)
 
+    def weights(self, query: Tensor, states: list[Tensor]) -> Tensor:
+        key, key_scale, *_ = states
+        query = query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return ((query * key_scale * query.shape[-1] ** -0.5) @ key.float()).softmax(-1).mean(1)
+
 
 def _product(one: Tensor, other: Tensor) -> Tensor:
     """uint8 [..., T, S] by int8 [..., S, D], in float32."""

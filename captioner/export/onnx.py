@@ -25,6 +25,7 @@ from captioner.hub.adapters import merge_adapter
 from captioner.hub.card import read_card, write_card
 from captioner.hub.find import find_model
 from captioner.hub.load import load_model
+from captioner.infer.calibration import FILE as CALIBRATION
 from captioner.infer.export_format import FORMAT, FORMAT_VERSION, GRAPHS, WEIGHTS, Graphs, is_export
 from captioner.infer.model_settings import read_settings
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
@@ -55,6 +56,7 @@ SETTINGS = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
+    CALIBRATION,
 )
 """The files of a model's folder that an exported folder has too."""
 
@@ -98,8 +100,9 @@ def export_model(
         _write_graphs(partial, network, precision)
         for graph in GRAPHS:
             _convert(partial / graph, precision)
-        agreement = _check(network, Graphs(partial, precision, None), partial, name)
-        _write_format(partial, precision, name, None)
+        written = Graphs(partial, precision, None, *_image_tokens(network))
+        agreement = _check(network, written, partial, name)
+        _write_format(written, partial, name)
         write_card(partial, _card(name, output.name, precision, agreement), card, name)
     return agreement
 
@@ -123,11 +126,12 @@ def export_in_place(model: str | Path) -> Agreement:
                 _convert(partial / graph, "fp32")
                 read_weights_from(partial / graph, weights)
             (partial / WEIGHTS).symlink_to(weights.resolve())
-            agreement = _check(network, Graphs(partial, "fp32", digest), folder, name)
+            written = Graphs(partial, "fp32", digest, *_image_tokens(network))
+            agreement = _check(network, written, folder, name)
             (folder / FORMAT).unlink(missing_ok=True)  # in force again when both graphs are there
             for graph in GRAPHS:
                 (partial / graph).replace(folder / graph)
-        _write_format(folder, "fp32", name, digest)
+        _write_format(written, folder, name)
     return agreement
 
 
@@ -137,13 +141,14 @@ def _model_folder(folder: Path, name: str) -> Path:
     return as_captioner(folder, name)
 
 
-def _write_format(folder: Path, precision: str, name: str, weights_digest: str | None) -> None:
+def _write_format(graphs: Graphs, folder: Path, name: str) -> None:
     content = {
         "format_version": FORMAT_VERSION,
-        "precision": precision,
+        "precision": graphs.precision,
         "opset": OPSET,
         "source_model": name,
-        "weights": weights_digest,
+        "weights": graphs.weights_digest,
+        "image_tokens": {"prefix": graphs.num_prefix_tokens, "grid": graphs.grid},
     }
     with whole_file(folder / FORMAT) as file:
         file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -210,6 +215,7 @@ def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration, precis
     cross_names = [f"cross_{part}_{index}" for index in range(layers) for part in encoder.STATES]
     self_names = [f"self_{part}_{index}" for index in range(layers) for part in ("key", "value")]
     tag_names = ["tag_logits"] if config.tags else []
+    attention_names = [] if config.image_prefix else ["attention"]
     _write_graph(
         folder / "encoder.onnx",
         encoder,
@@ -225,7 +231,7 @@ def _write_graphs(folder: Path, model: CaptionerForConditionalGeneration, precis
         decoder,
         (token_ids, torch.zeros_like(token_ids), torch.tensor(7), self_states, cross_states),
         ["input_ids", "rows", "num_candidates", *self_names, *cross_names],
-        ["logits", "token_ids", "log_probs", *(f"new_{name}" for name in self_names)],
+        ["logits", "token_ids", "log_probs", *attention_names, *(f"new_{name}" for name in self_names)],
         (
             {0: batch, 1: captions},
             {0: batch, 1: captions},
@@ -293,6 +299,14 @@ def _convert(path: Path, precision: str) -> None:
     opsets = {entry.domain: entry.version for entry in onnx.load(path).opset_import}
     if opsets[""] != OPSET:
         raise CaptionerError(f"{path.stem} came out in opset {opsets['']}, not {OPSET}")
+
+
+@torch.inference_mode()
+def _image_tokens(model: CaptionerForConditionalGeneration) -> tuple[int, tuple[int, int]]:
+    """How many image tokens stand before those of the grid, and the grid's rows and columns."""
+    size = model.config.image_size
+    _, grid = model.encoder.trunk(torch.zeros(1, 3, size, size))
+    return model.encoder.trunk.num_prefix_tokens, grid
 
 
 def _card(name: str, folder: str, precision: str, agreement: Agreement) -> str:

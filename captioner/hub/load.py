@@ -1,6 +1,6 @@
 """Reads and writes a model's folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from captioner.errors import CaptionerError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
     from captioner.model.processing_captioner import CaptionerProcessor
 
@@ -61,8 +63,13 @@ def load_model(
     return model, processor
 
 
-def save_model(model: "CaptionerForConditionalGeneration", processor: "CaptionerProcessor", folder: Path) -> None:
-    """Write a model's folder: configuration, weights, processor and tokenizer.
+def save_model(
+    model: "CaptionerForConditionalGeneration",
+    processor: "CaptionerProcessor",
+    folder: Path,
+    weights: "Mapping[str, Tensor] | None" = None,
+) -> None:
+    """Write a model's folder: configuration, weights (default: the model's own), processor and tokenizer.
 
     Raises:
         OSError: a file cannot be written, for example because the disk is full.
@@ -71,7 +78,7 @@ def save_model(model: "CaptionerForConditionalGeneration", processor: "Captioner
 
     with quiet_transformers():
         try:
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=weights)
             processor.save_pretrained(folder)
         except SafetensorError as error:
             raise OSError(str(error)) from error

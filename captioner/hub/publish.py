@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from captioner.errors import CaptionerError
+from captioner.hub.card import read_card
 from captioner.hub.find import find_model
 from captioner.hub.load import load_model, save_model
 from captioner.hub.run_card import CALIBRATION, RECIPE, SAMPLES, SCORES, run_card
@@ -45,7 +46,7 @@ def prepare_upload(
     model.to(getattr(torch, json.loads((found / "config.json").read_text())["dtype"]))  # as stored
     _complete(model.generation_config, search, model.config.max_position_embeddings)
     save_model(model, processor, folder)
-    for file in (SCORES, CALIBRATION, "README.md"):
+    for file in (SCORES, CALIBRATION):
         if (found / file).is_file():
             shutil.copy(found / file, folder)
     if (found / RECIPE).is_file():
@@ -53,7 +54,9 @@ def prepare_upload(
         (folder / RECIPE).write_text(yaml.safe_dump(_without_folders(recipe), sort_keys=False), encoding="utf-8")
     if photos and (found / SAMPLES).is_dir():
         shutil.copytree(found / SAMPLES, folder / SAMPLES)
-    run_card(folder, repository, license_id, photos).save(folder / "README.md")
+    before = read_card(found, name)
+    title = repository.rpartition("/")[2]
+    run_card(folder, title, repository, before, license_id, photos).save(folder / "README.md")
 
 
 def _without_folders(value: Any) -> Any:

@@ -12,9 +12,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
-from captioner.hub.card import read_card, usage
+from captioner.hub.card import usage
 
-RECIPE, SCORES, SAMPLES, CALIBRATION = "recipe.yaml", "scores.json", "samples", "calibration.json"
+RECIPE, SCORES, SAMPLES, CAPTIONS = "recipe.yaml", "scores.json", "samples", "captions.json"
+CALIBRATION = "calibration.json"
 """What a training keeps beside the weights: the recipe as run, validation scores, photos with captions; and what
 `captioner calibrate` adds."""
 
@@ -25,18 +26,26 @@ intent, miscounts, cannot read text, and repeats the assumptions of the people w
 read its captions where a wrong one does harm."""
 
 
-def run_card(folder: Path, name: str, license_id: str | None = None, photos: bool = True) -> ModelCard:
-    """The card of the model in `folder`, to be published as `name`.
+def run_card(
+    folder: Path,
+    title: str,
+    name: str,
+    before: ModelCard | None,
+    license_id: str | None = None,
+    photos: bool = True,
+) -> ModelCard:
+    """The card of the model in `folder`.
 
     Args:
-        license_id: the Hub's name of the model's licence; default: that of the card in the folder, if it names one.
+        name: how to load the model: a path, or its name on the Hub.
+        before: the model's card so far, or that of the model it started from, whose metadata are kept.
+        license_id: the Hub's name of the model's licence; default: what `before` says.
         photos: show the sample photos.
     """
     recipe = _read_yaml(folder / RECIPE)
     scores = _read_json(folder / SCORES)
-    before = read_card(folder, str(folder))
     sections = [
-        f"# {name.rpartition('/')[2]}",
+        f"# {title}",
         *(_gallery(folder) if photos else ()),
         _introduction(folder),
         _use(name),
@@ -57,12 +66,12 @@ def run_card(folder: Path, name: str, license_id: str | None = None, photos: boo
     if datasets := [path.removeprefix("hf:") for path in _paths(recipe) if path.startswith("hf:")]:
         data["datasets"] = datasets
     if scores:
-        data["model_name"], data["eval_results"] = name.rpartition("/")[2], list(_results(recipe, scores))
+        data["model_name"], data["eval_results"] = title, list(_results(recipe, scores))
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
 def _gallery(folder: Path) -> Iterator[str]:
-    samples = _read_json(folder / SAMPLES / "captions.json")
+    samples = _read_json(folder / SAMPLES / CAPTIONS)
     if samples:
         cells = [f"![]({SAMPLES}/{photo})<br>{_cell(caption)}" for photo, caption in samples.items()]
         yield "\n".join([f"| {' | '.join(cells)} |", "|" + "---|" * len(cells)])

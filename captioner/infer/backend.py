@@ -18,6 +18,9 @@ class Preprocess(Protocol):
     def min_size(self) -> int:
         """Pixels of the shorter side below which a photo must not be scaled down when it is read."""
 
+    def window(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return which part of a photo of this size the model sees: left, top, right, bottom in its pixels."""
+
     def __call__(self, image: Image.Image) -> np.ndarray: ...
 
 
@@ -61,6 +64,17 @@ class Backend(Protocol):
 
     def tune(self, options: GenerationOptions, batch_size: int | None) -> None:
         """Choose the fastest settings on this machine by a short probe; keep `batch_size` if it is given."""
+
+    def token_maps(self, photo: Image.Image, token_ids: Sequence[int], method: str) -> np.ndarray:
+        """Return heat [T, rows, columns] over what the model sees of a photo, for each token of a caption of it.
+
+        Args:
+            photo: upright, RGB.
+            method: one of `captioner.infer.explain.METHODS`.
+
+        Raises:
+            CaptionerError: this model cannot explain its captions, or not by this method.
+        """
 
     def stream(self, options: GenerationOptions) -> CaptionStream:
         """Start captioning.

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from captioner.decoding.hypothesis import Hypothesis
+from captioner.decoding.options import GenerationOptions
+from captioner.infer.calibration import Calibration
 from captioner.infer.tokenizer import Tokenizer
+from captioner.infer.words import Word, tokens_of_words
 
 
 class Token(NamedTuple):
@@ -31,12 +34,16 @@ class Caption:
 
     Attributes:
         text: the caption, on one line.
-        confidence: exp of the mean log-probability of its tokens, the end of sequence among them: the geometric mean of
-            the probabilities that the model gave each token, between 0 and 1. Comparable between captions of any
-            length, but no probability that the caption is right.
+        confidence: the probability that the caption is acceptable, as `captioner.metrics.calibration.acceptable`
+            defines it, if the model is calibrated (`captioner calibrate`). Else the geometric mean of the probabilities
+            that the model gave each token and the end of sequence: comparable between captions of any length, but not
+            the probability that the caption is right.
         tokens: its tokens with their log-probabilities.
         alternatives: further captions of the image, best first (`num_return_sequences` less one).
         tags: what a tag head saw; empty where the model has none.
+        words: the words of `text`, each with the probability that people would use it of this image, if the model is
+            calibrated; else with the product of its tokens' probabilities.
+        end_log_prob: log-probability of the end of sequence; None if `max_new_tokens` cut the caption.
     """
 
     text: str
@@ -44,21 +51,55 @@ class Caption:
     tokens: tuple[Token, ...]
     alternatives: tuple["Caption", ...] = ()
     tags: tuple[Tag, ...] = ()
+    words: tuple[Word, ...] = ()
+    end_log_prob: float | None = 0.0
 
 
-def caption_of(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer, tags: tuple[Tag, ...] = ()) -> Caption:
-    """Make a caption of an image's hypotheses, best first; all but the best become its alternatives."""
-    best, *others = hypotheses
-    return Caption(
-        text=" ".join(tokenizer.decode(best.token_ids).split()),
-        confidence=math.exp(best.mean_log_prob),
-        tokens=tuple(
-            Token(tokenizer.id_to_token(index), log_prob)
-            for index, log_prob in zip(best.token_ids, best.log_probs, strict=True)
-        ),
-        alternatives=tuple(caption_of([other], tokenizer) for other in others),
-        tags=tags,
-    )
+@dataclass(frozen=True)
+class CaptionMaker:
+    """Makes captions of the hypotheses that `search_options` give.
+
+    Attributes:
+        tokenizer: of the model.
+        options: what was asked for.
+        calibration: of the model; None if it has none.
+    """
+
+    tokenizer: Tokenizer
+    options: GenerationOptions
+    calibration: Calibration | None = None
+
+    @property
+    def is_search(self) -> bool:
+        """Whether the hypotheses of an image come from one beam search, and so tell how sure the first is."""
+        return not self.options.do_sample and self.options.num_captions > 1 and self.options.num_beam_groups == 1
+
+    @property
+    def search_options(self) -> GenerationOptions:
+        """The same search, returning all the captions that it ends with."""
+        if self.calibration is None or not self.is_search:
+            return self.options
+        return replace(self.options, num_return_sequences=self.options.num_captions)
+
+    def __call__(self, hypotheses: Sequence[Hypothesis], tags: tuple[Tag, ...] = ()) -> Caption:
+        """Make an image's caption of its hypotheses, best first; the next ones become its alternatives."""
+        returned = hypotheses[: self.options.num_return_sequences]
+        best, *alternatives = (self._caption(one, hypotheses) for one in returned)
+        return replace(best, alternatives=tuple(alternatives), tags=tags)
+
+    def _caption(self, hypothesis: Hypothesis, hypotheses: Sequence[Hypothesis]) -> Caption:
+        text = " ".join(self.tokenizer.decode(hypothesis.token_ids).split())
+        pieces = [self.tokenizer.id_to_token(index) for index in hypothesis.token_ids]
+        words = tokens_of_words(text, pieces)
+        if self.calibration is None:
+            confidence = math.exp(hypothesis.mean_log_prob)
+            likely = tuple(Word(word, math.exp(sum(hypothesis.log_probs[i] for i in own))) for word, own in words)
+        else:
+            others = [other for other in hypotheses if other is not hypothesis] if self.is_search else []
+            confidence = self.calibration.confidence(words, hypothesis, others)
+            likely = self.calibration.words(words, hypothesis)
+        tokens = tuple(map(Token, pieces, hypothesis.log_probs))
+        return Caption(text, confidence, tokens, words=likely, end_log_prob=hypothesis.end_log_prob)
 
 
 def likely_tags(logits: np.ndarray, names: Sequence[str], problem_type: str | None) -> tuple[Tag, ...]:

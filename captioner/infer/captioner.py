@@ -5,7 +5,7 @@ It loads no torch, which exported models do without.
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
@@ -19,7 +19,8 @@ from captioner.hub.adapters import find_adapter
 from captioner.hub.find import find_model
 from captioner.infer.backend import Backend, CaptionStream, Preprocess
 from captioner.infer.caption import Caption
-from captioner.infer.inputs import as_several, image_batches
+from captioner.infer.explain import METHODS, Explanation, explanation_of
+from captioner.infer.inputs import as_several, image_batches, read_image
 from captioner.infer.load import load_backend
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class Captioner:
         prefix: str = "",
         banned_words: str | Iterable[str] = (),
         forced_words: str | Iterable[str] = (),
+        neutral_people: bool = False,
         **options: Any,
     ) -> Caption | list[Caption]:
         """Caption one image, or each of several.
@@ -145,6 +147,7 @@ class Captioner:
             prefix: the text that every caption starts with: "a photo of".
             banned_words: words or phrases that no caption uses, as the tokenizer spells them here.
             forced_words: words or phrases that every caption contains; they need beam search.
+            neutral_people: say a person, a child, people and the like in place of words that tell a gender (English).
             options: fields of `GenerationOptions`; unset ones default to the model's own.
 
         Raises:
@@ -153,16 +156,41 @@ class Captioner:
         """
         several = as_several(images)
         if several is None:
-            words = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
-            given = words | {"batch_size": batch_size, "fetch_urls": fetch_urls} | options
-            return self([cast(ImageInput, images)], **given)[0]
+            words: dict[str, Any] = {"prefix": prefix, "banned_words": banned_words, "forced_words": forced_words}
+            words |= {"neutral_people": neutral_people, "batch_size": batch_size, "fetch_urls": fetch_urls}
+            return self([cast(ImageInput, images)], **words, **options)[0]
         size = self.batch_size if batch_size is None else batch_size
         batches = image_batches(several, self.preprocessing, size, fetch_urls)
-        stream = self.stream(self.options(**options | self.word_options(prefix, banned_words, forced_words)))
+        words = self.word_options(prefix, banned_words, forced_words, neutral_people)
+        stream = self.stream(self.options(**options | words))
         captions: list[Caption] = []
         for batch in batches:
             captions += stream.add(batch)
         return captions + stream.finish()
+
+    def explain(
+        self, image: ImageInput, *, caption: Caption | None = None, method: str = "attention", **options: Any
+    ) -> Explanation:
+        """Show where in an image the words of its caption come from.
+
+        Args:
+            image: as for captioning.
+            caption: what this model said of the image; default: caption it now, with `options` as for captioning.
+            method: "attention", or "gradient", the careful mode; see `captioner.infer.explain.METHODS`.
+
+        Raises:
+            ImageError: the image cannot be read.
+            CaptionerError: the model cannot explain its captions, or not by this method; an option is unknown.
+        """
+        if method not in METHODS:
+            raise CaptionerError(f"method {method!r}: choose {', '.join(METHODS)}")
+        photo = read_image(image, self.preprocessing.min_size)
+        caption = caption or self(photo, **options)
+        token_ids = [self.backend.tokenizer.token_to_id(token.text) for token in caption.tokens]
+        if method != "attention":
+            self._change_to_torch("gradients")
+        maps = self.backend.token_maps(photo, token_ids, method)
+        return explanation_of(photo, caption, maps, self.preprocessing.window(*photo.size), method)
 
     def options(self, **given: Any) -> GenerationOptions:
         """Complete these with the model's own defaults.
@@ -173,10 +201,20 @@ class Captioner:
         return options_with(self.backend.defaults, given)
 
     def word_options(
-        self, prefix: str, banned_words: str | Iterable[str], forced_words: str | Iterable[str]
+        self,
+        prefix: str = "",
+        banned_words: str | Iterable[str] = (),
+        forced_words: str | Iterable[str] = (),
+        neutral_people: bool = False,
     ) -> dict[str, Any]:
         """Turn the words that `__call__` takes into fields of `GenerationOptions`."""
-        return word_options(self.backend.tokenizer.encode, self.backend.start, prefix, banned_words, forced_words)
+        replaced: Mapping[str, str] = {}
+        if neutral_people:
+            from captioner.metrics.gendered_words import NEUTRAL
+
+            replaced = NEUTRAL
+        encode, start = self.backend.tokenizer.encode, self.backend.start
+        return word_options(encode, start, prefix, banned_words, forced_words, replaced)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Copy the model's files, as they were loaded, into a new folder.
@@ -244,10 +282,15 @@ class Captioner:
         Raises:
             CaptionerError: the model cannot do what the options ask for.
         """
-        if self.load_torch is not None and (lacking := lacks(options)):
+        if lacking := lacks(options):
+            self._change_to_torch(lacking)
+        return self.backend.stream(options)
+
+    def _change_to_torch(self, lacking: str) -> None:
+        """Have torch compute from now on, if the graphs lack something and torch may be loaded."""
+        if self.load_torch is not None:
             _log.warning("%s: torch is loaded, because the ONNX graphs have no %s", self.name, lacking)
             self.backend, self.load_torch = self.load_torch(), None
-        return self.backend.stream(options)
 
     @property
     def precision(self) -> str:

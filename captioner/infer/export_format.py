@@ -29,11 +29,14 @@ class Graphs:
         precision: of their weights and arithmetic.
         weights_digest: SHA-256 of the file `WEIGHTS` that they were made from, in hexadecimal; None if they hold their
             weights themselves.
+        num_prefix_tokens, grid: how many image tokens stand before those of the grid, and its rows and columns.
     """
 
     folder: Path
     precision: str
     weights_digest: str | None
+    num_prefix_tokens: int
+    grid: tuple[int, int]
 
     @cached_property
     def weights(self) -> mmap.mmap | None:
@@ -65,7 +68,8 @@ def find_graphs(folder: Path) -> Graphs | None:
             raise ValueError("not a JSON object")
         if (version := content["format_version"]) != FORMAT_VERSION:
             raise ValueError(f"exported in format {version!r}, and this captioner reads {FORMAT_VERSION}; export again")
-        return Graphs(folder, content["precision"], content["weights"])
+        tokens = content["image_tokens"]
+        return Graphs(folder, content["precision"], content["weights"], tokens["prefix"], tuple(tokens["grid"]))
     except FileNotFoundError:
         if (folder / "decoder.onnx").is_file() and not (folder / WEIGHTS).is_file():
             raise CaptionerError(f"{folder}: exported in an older format; export the model again") from None

@@ -15,9 +15,13 @@ from onnxruntime import OrtValue
 from captioner.decoding.numpy_search import search
 from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
-from captioner.infer.caption import Caption, caption_of, likely_tags
+from captioner.infer.caption import Caption, CaptionMaker, likely_tags
 from captioner.infer.export_format import WEIGHTS, Graphs
 from captioner.infer.model_settings import ModelSettings
+
+ONLY_WHAT_IS_FETCHED = onnxruntime.RunOptions()
+ONLY_WHAT_IS_FETCHED.only_execute_path_to_fetches = True
+"""Attention, which only explanations read, costs captioning nothing."""
 
 
 class Encoded(NamedTuple):
@@ -37,6 +41,7 @@ class ExportedModel:
             CaptionerError: a file cannot be read, or does not fit the others.
         """
         self.settings = settings
+        self.num_prefix_tokens, self.grid = graphs.num_prefix_tokens, graphs.grid
         # Threads of the encoder that spin after their work would take the cores from the decoder's.
         self.encoder = Graph(graphs, "encoder.onnx", num_threads, spinning=False)
         self.decoder = Graph(graphs, "decoder.onnx", num_threads, spinning=True)
@@ -63,13 +68,27 @@ class ExportedModel:
         states = {name: _joined([images.states[name] for images in encoded]) for name in names}
         tag_logits = np.concatenate([images.tag_logits for images in encoded])
         decoder, settings = self.steps(states), self.settings
-        found = search(decoder, len(tag_logits), options, settings.max_steps(options), settings.start, settings.end)
+        make = CaptionMaker(settings.tokenizer, options, settings.calibration)
+        steps = settings.max_steps(options)
+        found = search(decoder, len(tag_logits), make.search_options, steps, settings.start, settings.end)
         tags = [likely_tags(row, settings.tags, settings.problem_type) for row in tag_logits]
-        return [caption_of(group, settings.tokenizer, seen) for group, seen in zip(found, tags, strict=True)]
+        return [make(group, seen) for group, seen in zip(found, tags, strict=True)]
 
     def steps(self, states: dict[str, OrtValue]) -> "DecoderSteps":
         """Begin to decode images, given what the decoder reads of them."""
         return DecoderSteps(self.decoder, states, self.settings.vocab_size)
+
+    def token_maps(self, pixel_values: np.ndarray, token_ids: Sequence[int]) -> np.ndarray:
+        """Attention [T, R, C] over the grid of an image [1, 3, height, width], for each token of its caption.
+
+        Raises:
+            CaptionerError: the graph has no attention, because its decoder has no cross-attention.
+        """
+        if "attention" not in self.decoder.outputs:
+            raise CaptionerError(f"{self.decoder.path}: has no attention; only a model with cross-attention does")
+        decoder, row = self.steps(self.encode(pixel_values).states), np.zeros((1, 1), np.int64)
+        steps = [decoder.attention(np.array([[token]]), row) for token in (self.settings.start, *token_ids[:-1])]
+        return np.concatenate(steps)[:, 0, self.num_prefix_tokens :].reshape(-1, *self.grid)
 
     def encode(self, pixel_values: np.ndarray) -> Encoded:
         """Pixels [B, 3, height, width] -> what the decoder reads of them."""
@@ -113,7 +132,7 @@ class Graph:
             CaptionerError: it does not go with these inputs, or with the memory there is.
         """
         with self._explained():
-            return self.session.run_with_ort_values(names, inputs)
+            return self.session.run_with_ort_values(names, inputs, ONLY_WHAT_IS_FETCHED)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -148,6 +167,11 @@ class DecoderSteps:
         """As `step`, all logits [B, K, V]."""
         (logits,) = self._run(["logits"], token_ids, rows, 1)
         return logits
+
+    def attention(self, token_ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """As `step`, the cross-attention's weights [B, K, P], mean over heads and layers."""
+        (weights,) = self._run(["attention"], token_ids, rows, 1)
+        return weights
 
     def _run(self, names: list[str], token_ids: np.ndarray, rows: np.ndarray, num_candidates: int) -> list[np.ndarray]:
         count = np.array(min(num_candidates, self.vocab_size))

@@ -12,6 +12,7 @@ from PIL import Image
 from captioner.decoding.defaults import generation_defaults, options_with
 from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
+from captioner.infer.calibration import Calibration
 from captioner.infer.tokenizer import Tokenizer, load_tokenizer
 from captioner.model.preprocessing import Preprocessing
 
@@ -36,6 +37,7 @@ class ModelSettings:
     defaults: Mapping[str, Any]
     preprocessing: Preprocessing
     tokenizer: Tokenizer
+    calibration: Calibration | None
 
     def max_steps(self, options: GenerationOptions) -> int:
         """Return the most new tokens of a caption.
@@ -72,6 +74,7 @@ def read_settings(folder: Path) -> ModelSettings:
         defaults={},
         preprocessing=preprocessing,
         tokenizer=load_tokenizer(folder),
+        calibration=Calibration.load(folder),
     )
     if (folder / "generation_config.json").is_file():
         with _reading(folder / "generation_config.json") as generation:

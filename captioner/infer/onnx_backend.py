@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
+from PIL import Image
 
 from captioner.decoding.numpy_search import lacks
 from captioner.decoding.options import GenerationOptions
@@ -64,6 +65,11 @@ class OnnxBackend:
 
     def tune(self, options: GenerationOptions, batch_size: int | None) -> None:
         """Do nothing: the graphs have settled the precision, and batch sizes differ little."""
+
+    def token_maps(self, photo: Image.Image, token_ids: Sequence[int], method: str) -> np.ndarray:
+        if method != "attention":
+            raise CaptionerError("an exported model has no gradients; the model it was made from has")
+        return self.on_all_threads.token_maps(self.preprocessing(photo)[None], token_ids)
 
     def stream(self, options: GenerationOptions) -> "OnnxStream":
         if lacking := lacks(options):

@@ -19,6 +19,9 @@ class Tokenizer(Protocol):
     def id_to_token(self, index: int) -> str:
         """Return a token as the tokenizer spells it; empty if only the decoder, whose table may be larger, has it."""
 
+    def token_to_id(self, token: str) -> int:
+        """Return the id of a token that `id_to_token` spelled."""
+
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Read tokenizer.json, which converted models have, or tokenizer.model, a SentencePiece model as training makes it,
@@ -57,6 +60,9 @@ class SentencePieceTokenizer:
     def id_to_token(self, index: int) -> str:
         return self.model.id_to_piece(index) if index < len(self.model) else ""
 
+    def token_to_id(self, token: str) -> int:
+        return self.model.piece_to_id(token)
+
 
 class FastTokenizer:
     """A tokenizer of Hugging Face's tokenizers library."""
@@ -77,3 +83,6 @@ class FastTokenizer:
 
     def id_to_token(self, index: int) -> str:
         return self.model.id_to_token(index) or ""
+
+    def token_to_id(self, token: str) -> int:
+        return self.model.token_to_id(token) or 0

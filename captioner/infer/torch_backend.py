@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from captioner.cpu.memory import reuse_blocks
@@ -23,8 +24,10 @@ from captioner.distributed import this_process
 from captioner.hub.adapters import merge_adapter
 from captioner.hub.load import load_model
 from captioner.infer.autotune import best_batch_size, is_worth_rounding
-from captioner.infer.caption import Caption, Tag, caption_of, likely_tags
+from captioner.infer.calibration import Calibration
+from captioner.infer.caption import Caption, CaptionMaker, Tag, likely_tags
 from captioner.infer.devices import DTYPES, choose_device, choose_precision
+from captioner.infer.torch_attention import token_maps
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
 
@@ -40,6 +43,7 @@ class TorchBackend:
         processor: CaptionerProcessor,
         device: str | torch.device = "auto",
         precision: str = "auto",
+        calibration: Calibration | None = None,
     ) -> None:
         """Move `model` to `device` and `precision`.
 
@@ -59,6 +63,7 @@ class TorchBackend:
         self.start = model.config.decoder_start_token_id
         self.longest = model.config.max_position_embeddings
         self.processor = processor
+        self.calibration = calibration
         self.tokenizer = ProcessorTokenizer(processor)
         self.preprocessing = processor.image_processor.preprocessing
 
@@ -78,9 +83,10 @@ class TorchBackend:
         """
         choose_precision(precision, choose_device(device))  # a wrong name should not cost the reading of weights
         model, processor = load_model(folder, name)
-        if adapter is not None:
-            merge_adapter(model, adapter)
-        return cls(model, processor, device, precision)
+        if adapter is None:
+            return cls(model, processor, device, precision, Calibration.load(folder))
+        merge_adapter(model, adapter)
+        return cls(model, processor, device, precision)  # the calibration is not the adapted model's
 
     def tune(self, options: GenerationOptions, batch_size: int | None) -> None:
         if self.device.type != "cpu":
@@ -93,6 +99,10 @@ class TorchBackend:
 
     def stream(self, options: GenerationOptions) -> "TorchStream":
         return TorchStream(self, options)
+
+    def token_maps(self, photo: Image.Image, token_ids: Sequence[int], method: str) -> np.ndarray:
+        pixels = torch.from_numpy(self.preprocessing(photo))[None].to(self.device, self.dtype)
+        return token_maps(self.model, pixels, token_ids, method).cpu().numpy()
 
 
 class ProcessorTokenizer:
@@ -111,13 +121,17 @@ class ProcessorTokenizer:
     def id_to_token(self, index: int) -> str:
         return self.processor.tokenizer.convert_ids_to_tokens(index) or ""
 
+    def token_to_id(self, token: str) -> int:
+        return self.processor.tokenizer.convert_tokens_to_ids(token)
+
 
 class TorchStream:
     """A `GenerationStream` that takes images and returns captions. On a CUDA device it works one batch behind."""
 
     def __init__(self, backend: TorchBackend, options: GenerationOptions) -> None:
         self.backend = backend
-        self.generation = GenerationStream(backend.model, options, self._encode, backend.captures)
+        self.make = CaptionMaker(backend.tokenizer, options, backend.calibration)
+        self.generation = GenerationStream(backend.model, self.make.search_options, self._encode, backend.captures)
         self.copies = CudaCopies(backend.device, backend.dtype) if backend.device.type == "cuda" else None
         self.tags: deque[tuple[Tag, ...]] = deque()  # of the images whose captions are not ready
         self.computing = brief_waits if backend.device.type == "cpu" else nullcontext
@@ -159,7 +173,7 @@ class TorchStream:
         return [likely_tags(row, config.tags, config.problem_type) for row in logits]
 
     def _captions(self, groups: list[list[Hypothesis]]) -> list[Caption]:
-        return [caption_of(group, self.backend.tokenizer, self.tags.popleft()) for group in groups]
+        return [self.make(group, self.tags.popleft()) for group in groups]
 
 
 class CudaCopies:

@@ -18,7 +18,7 @@ from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
 from captioner.hub.describe import read_config
 from captioner.hub.load import quiet_transformers
-from captioner.infer.caption import Caption, caption_of
+from captioner.infer.caption import Caption, CaptionMaker
 from captioner.infer.devices import DTYPES, choose_device, choose_precision
 from captioner.infer.torch_backend import ProcessorTokenizer
 
@@ -105,13 +105,21 @@ class VlmBackend:
                 raise CaptionerError(f"a model that is asked by a prompt takes no {words.removeprefix('a ')}")
         if options.num_beam_groups > 1:
             raise CaptionerError("a model that is asked by a prompt takes no num_beam_groups")
+        if options.merged_ids:
+            raise CaptionerError("a model that is asked by a prompt takes no neutral_people; say it in the prompt")
         return VlmStream(self, options)
+
+    def token_maps(self, photo: Image.Image, token_ids: Sequence[int], method: str) -> np.ndarray:
+        raise CaptionerError("a model that is asked by a prompt has no heat maps")
 
 
 class WholeImage:
     """Images as they are, of at most `LARGEST_SIDE`: each model has a processor of its own."""
 
     min_size = LARGEST_SIDE
+
+    def window(self, width: int, height: int) -> tuple[float, float, float, float]:
+        return 0, 0, width, height
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """-> uint8 [height, width, 3]."""
@@ -127,6 +135,7 @@ class VlmStream:
     def __init__(self, backend: VlmBackend, options: GenerationOptions) -> None:
         self.backend = backend
         self.options = options
+        self.make = CaptionMaker(backend.tokenizer, options)
         self.config = _generation_config(backend.model.generation_config, options)
         self.config.pad_token_id = backend.processor.tokenizer.pad_token_id
 
@@ -143,7 +152,7 @@ class VlmStream:
         hypotheses = self._hypotheses(found.sequences[:, -log_probs.shape[1] :], log_probs)
         count = self.options.num_return_sequences
         groups = [hypotheses[first : first + count] for first in range(0, len(hypotheses), count)]
-        return [caption_of(group, self.backend.tokenizer) for group in groups]
+        return [self.make(group) for group in groups]
 
     def finish(self) -> list[Caption]:
         return []

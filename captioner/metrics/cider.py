@@ -93,6 +93,18 @@ class CiderDReward:
         total = np.bincount(hypothesis, similarity, minlength=len(rows))
         return SCALE * total / MAX_ORDER / np.maximum(reference_count, 1)
 
+    def left_out(self) -> FloatArray:
+        """CIDEr-D of each reference against the others of its image; references that are alone are passed over.
+
+        Document frequencies are those of all references, as they are for a generated caption. A reference's similarity
+        to itself, which is taken out, is 1 for each order of which it has n-grams that tell images apart.
+        """
+        rows = self.image_of_reference
+        itself = SCALE / MAX_ORDER * np.sum([order.norm > 0 for order in self._orders], axis=0)
+        count = self._reference_count[rows]
+        total = count * self.score(rows, self.index.reference_counts, self.reference_lengths)
+        return (total - itself)[count > 1] / (count[count > 1] - 1)
+
     def _weigh(self, counts: NgramCounts, size: int) -> "_Order":
         images_with = distinct(self.image_of_reference[counts.caption] * (size + 1) + counts.ngram)
         document_frequency = np.bincount(images_with % (size + 1), minlength=size)

@@ -93,9 +93,9 @@ class Scores:
 
     def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
         """95 % bootstrap intervals of the corpus scores: percentiles over resampled images."""
-        weights = _resampling(len(self.image_ids), resamples, seed)
+        weights = resampling(len(self.image_ids), resamples, seed)
         return {
-            name: _percentiles(values)
+            name: percentiles(values)
             for measure in self.measures
             for name, values in zip(measure.names, measure.combine(weights @ measure.statistics).T, strict=True)
         }
@@ -109,7 +109,7 @@ class Scores:
         mine, theirs = self._comparable(), other._comparable()
         if mine != theirs:
             raise CaptionerError("only scores of the same images, metrics and tokenization can be compared")
-        weights = _resampling(len(self.image_ids), resamples, seed)
+        weights = resampling(len(self.image_ids), resamples, seed)
         compared = {}
         for ours, others in zip(self.measures, other.measures, strict=True):
             resampled = ours.combine(weights @ ours.statistics) - others.combine(weights @ others.statistics)
@@ -117,7 +117,7 @@ class Scores:
             for name, difference, values in zip(ours.names, whole, resampled.T, strict=True):
                 less_likely_sign = min(int((values <= 0).sum()), int((values >= 0).sum()))
                 p_value = min(1.0, 2 * (less_likely_sign + 1) / (resamples + 1))
-                compared[name] = Comparison(float(difference), _percentiles(values), p_value)
+                compared[name] = Comparison(float(difference), percentiles(values), p_value)
         return compared
 
     def _comparable(self) -> tuple[object, ...]:
@@ -142,7 +142,7 @@ def score_captions(
     """
     wanted = list(dict.fromkeys(_strings(metrics)))
     _check(hypotheses, references, wanted, tokenization)
-    tokenize = _TOKENIZERS[tokenization]
+    tokenize = tokenizer(tokenization)
     images = list(references)
     ours = tokenize([hypotheses[image] for image in images])
     theirs = _split(tokenize(list(chain.from_iterable(references.values()))), [len(r) for r in references.values()])
@@ -180,6 +180,17 @@ def tokenize_characters(captions: Iterable[str]) -> list[list[str]]:
 
 
 _TOKENIZERS = {"ptb": tokenize_ptb, "char": tokenize_characters}
+
+
+def tokenizer(tokenization: str) -> Callable[[Iterable[str]], list[list[str]]]:
+    """Captions -> the tokens of each.
+
+    Raises:
+        CaptionerError: there is no such tokenization.
+    """
+    if tokenization not in _TOKENIZERS:
+        raise CaptionerError(f"tokenization {tokenization!r} is none of {', '.join(_TOKENIZERS)}")
+    return _TOKENIZERS[tokenization]
 
 
 def _joined(captions: Sequence[Sequence[str]]) -> list[str]:
@@ -252,7 +263,7 @@ def _meteor(ours: list[list[str]], theirs: list[list[list[str]]]) -> Measure:
 # ---- how sure ------------------------------------------------------------------------------------------------------
 
 
-def _resampling(images: int, resamples: int, seed: int) -> FloatArray:
+def resampling(images: int, resamples: int, seed: int) -> FloatArray:
     """How often each image is drawn when as many as there are are drawn with replacement, [resamples, images]."""
     generator = np.random.default_rng(seed)
     drawn = generator.integers(0, images, (resamples, images))
@@ -260,7 +271,7 @@ def _resampling(images: int, resamples: int, seed: int) -> FloatArray:
     return np.bincount(drawn.ravel(), minlength=resamples * images).reshape(resamples, images).astype(np.float64)
 
 
-def _percentiles(values: FloatArray) -> Interval:
+def percentiles(values: FloatArray) -> Interval:
     low, high = np.percentile(values, [2.5, 97.5])
     return Interval(float(low), float(high))
 
@@ -290,8 +301,7 @@ def _check(
     metrics: Sequence[str],
     tokenization: str,
 ) -> None:
-    if tokenization not in _TOKENIZERS:
-        raise CaptionerError(f"tokenization {tokenization!r} is none of {', '.join(_TOKENIZERS)}")
+    tokenizer(tokenization)
     if unknown := [metric for metric in metrics if metric not in METRICS]:
         raise CaptionerError(f"unknown metric {unknown[0]!r}; there are {', '.join(METRICS)}")
     if tokenization == "char" and (english := [metric for metric in metrics if metric in ("METEOR", "SPICE")]):

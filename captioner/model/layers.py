@@ -71,6 +71,15 @@ class CrossAttention(nn.Module):
         context = attention(query, key, value)
         return self.out_proj(merge_heads(context).view(shape))
 
+    def with_weights(self, hidden_states: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the attention weights [B, H, K * T, P], which the fused kernels do not give."""
+        key, value = self._keys_and_values(encoder_hidden_states, None)
+        shape = hidden_states.shape
+        query = self.q_proj(hidden_states).view(key.shape[0], -1, shape[-1])
+        (query,) = _split_heads(query, 1, self.num_heads)
+        weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)).softmax(-1)
+        return self.out_proj(merge_heads(weights @ value).view(shape)), weights
+
     def _keys_and_values(
         self, encoder_hidden_states: Tensor, cache: EncoderDecoderCache | None
     ) -> tuple[Tensor, Tensor]:

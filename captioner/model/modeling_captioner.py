@@ -34,8 +34,11 @@ def shift_tokens_right(labels: Tensor, decoder_start_token_id: int, pad_token_id
     return inputs.masked_fill(inputs == IGNORE_INDEX, pad_token_id)
 
 
-def caption_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Return the summed cross-entropy of logits [..., T, V] against labels [..., T], and the number of valid tokens.
+def caption_cross_entropy(
+    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy of logits [..., T, V] against labels [..., T], each token's times its weight
+    [..., T] if there are any, and the number of valid tokens.
 
     Sum and count are separate so that the mean over processes and accumulation steps is exact. Smoothing spreads its
     mass evenly over the vocabulary (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7).
@@ -44,9 +47,11 @@ def caption_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float
         logits.flatten(0, -2).float(),
         labels.flatten(),
         ignore_index=IGNORE_INDEX,
-        reduction="sum",
+        reduction="sum" if weights is None else "none",
         label_smoothing=label_smoothing,
     )
+    if weights is not None:
+        total = (total * weights.flatten()).sum()
     return total, (labels != IGNORE_INDEX).sum()
 
 

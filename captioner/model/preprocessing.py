@@ -70,10 +70,19 @@ class Preprocessing:
             canvas.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
             return canvas
         # One resampling straight from the kept box: no intermediate image, however large the photo.
-        sides = (width, height) if self.resize_mode == "squash" else (min(width, height),) * 2
-        across, down = (side * self.crop_pct for side in sides)
-        left, top = (width - across) / 2, (height - down) / 2
-        return image.resize((size, size), resampling, box=(left, top, left + across, top + down))
+        return image.resize((size, size), resampling, box=self.window(width, height))
+
+    def window(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Which part of a photo of this size the model sees: left, top, right, bottom in its pixels. With padding, it
+        reaches beyond the photo."""
+        if self.resize_mode == "squash":
+            sides = width * self.crop_pct, height * self.crop_pct
+        elif self.resize_mode == "crop":
+            sides = (min(width, height) * self.crop_pct,) * 2
+        else:
+            sides = (float(max(width, height)),) * 2
+        left, top = (width - sides[0]) / 2, (height - sides[1]) / 2
+        return left, top, left + sides[0], top + sides[1]
 
     def _resize_then_crop(self, image: Image.Image) -> Image.Image:
         """Pixel for pixel what transformers' image processors give: all of the image is resampled, to whole pixels."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,11 @@ def parameter_places(model: CaptionerForConditionalGeneration) -> dict[str, Para
 
 
 def _place(name: str, depth: int) -> ParameterPlace:
+    place = _place_of_weight(name, depth)
+    return replace(place, part="adapters") if ".lora_" in name else place
+
+
+def _place_of_weight(name: str, depth: int) -> ParameterPlace:
     match name.split("."):
         case ["encoder", "trunk", *_]:
             return ParameterPlace("trunk", TRAINED_BY["trunk"], depth)

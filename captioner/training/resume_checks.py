@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from captioner.config import RunConfig
+from captioner.config import AdaptersConfig, RunConfig
 from captioner.data.dataset import CaptionDataset, TextDataset
 from captioner.errors import CaptionerError
 from captioner.hub.load import load_model
@@ -23,6 +23,7 @@ def origin(config: RunConfig) -> dict[str, Any]:
         "pretrained": config.pretrained.model_dump(mode="json"),
         "tokenizer": config.tokenizer.model_dump(mode="json"),
         "model": config.model.model_dump(mode="json", exclude={"dropout", "gradient_checkpointing"}),
+        "adapters": config.adapters.model_dump() if config.adapters else dict.fromkeys(AdaptersConfig.model_fields),
     }
     return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
 

@@ -127,7 +127,10 @@ class CaptioningTask(nn.Module):
                 losses[name] = policy_gradient_loss(logits[name], targets, advantages)
                 logged[name] = to_device(drawn.rewards.sum(), self.captioner.device)
             else:
-                losses[name], _ = caption_cross_entropy(logits[name], targets, phase.label_smoothing)
+                weights = None
+                if batch.weights is not None:
+                    weights = to_device(batch.weights[:, None, None].expand_as(own)[valid], self.captioner.device)
+                losses[name], _ = caption_cross_entropy(logits[name], targets, phase.label_smoothing, weights)
         return losses, logged
 
     def _decoder_inputs(self, labels: Tensor, phase: PhaseConfig) -> Tensor:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,15 @@ from captioner.data.dataset import CaptionDataset, Place, TextDataset
 from captioner.data.images import load_image
 from captioner.errors import CaptionerError
 from captioner.files import replaced_folder
-from captioner.hub.card import read_card, usage, write_card
+from captioner.hub.adapters import ADAPTER
+from captioner.hub.card import read_card
 from captioner.hub.find import find_model
 from captioner.hub.load import save_model
 from captioner.metrics.score import score_captions
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.training import checkpoint, fsdp, resume_checks
+from captioner.training.adapters import add_adapters, load_adapter, plain_weights, save_adapter
+from captioner.training.best import push_best, write_best
 from captioner.training.ema import WeightAverage
 from captioner.training.feature_cache import cache_features, delete_unusable, trunk_digest
 from captioner.training.html_report import THUMBNAIL, ReportPhoto, write_report
@@ -94,9 +97,14 @@ class Trainer:
         self.card_of_start = read_card(*find_model(start)) if start else None
         if resume:
             resume_checks.load_weights(self.folder.last, self.model, self.processor.tokenizer)
+        self.adapters = add_adapters(self.model, config.adapters, self.say) if config.adapters else None
+        if resume and self.adapters is not None:
+            load_adapter(self.model, self.folder.last / ADAPTER)
         self.model.to(self.accelerator.device)
         if config.optimization.compile and self.accelerator.is_fsdp2:
             raise CaptionerError("optimization.compile is not supported with FSDP")
+        if config.adapters and self.accelerator.is_fsdp2:
+            raise CaptionerError("adapters are not supported with FSDP")
         if self.accelerator.device.type == "cuda":  # beside bf16 or fp16, what is left in fp32 may use TF32
             exact = self.accelerator.mixed_precision == "no"
             torch.set_float32_matmul_precision("highest" if exact else "high")
@@ -234,14 +242,19 @@ class Trainer:
         with averaged, self.whole.gathered() as model:
             on_errors = partial(self._check_errors, self.data.optional_validation)
             captions, loss = validate(model, self.processor, dataset, self.config, self.accelerator, on_errors)
-            scores = score_captions(captions, {row: dataset.samples[row].captions for row in captions}).corpus
+            measured = score_captions(captions, {row: dataset.samples[row].captions for row in captions})
+            scores = measured.corpus
             value = scores[self.config.validation.metric]
             summary = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
             if self.progress.best is None or value >= self.progress.best:
                 self.progress.best = value
                 if self.accelerator.is_main_process:
+                    photos = [(dataset.samples[row].image, captions[row]) for row in self._shown(captions)]
                     with replaced_folder(self.folder.best) as folder:
-                        self._write_best(model, summary, folder)
+                        self._save_best(model, folder)
+                        write_best(folder, self.config, measured, len(self.data.train), photos, self.card_of_start)
+                    if self.config.push_to_hub:
+                        self.say(push_best(self.folder.best, self.config.push_to_hub))
         self.progress.history.append({"phase": stretch.phase.name, "step": self.progress.global_step, **scores})
         named = {f"validation/{name}": value for name, value in scores.items()}
         self._log({"phase": stretch.phase.name, "validation_loss": loss, **named}, self.progress.global_step)
@@ -250,7 +263,7 @@ class Trainer:
 
     def _show(self, dataset: CaptionDataset, captions: dict[int, str]) -> None:
         """Print the captions of the first photos, and write the report."""
-        shown = {row: captions[row] for row in captions if row < self.config.validation.samples}
+        shown = {row: captions[row] for row in self._shown(captions)}
         if self.accelerator.is_main_process:
             photos = []
             for row, caption in shown.items():
@@ -261,20 +274,35 @@ class Trainer:
             write_report(self.folder.report, str(self.folder.path), self.folder.log, photos)
         self.progress.captions = {str(row): caption for row, caption in shown.items()}
 
+    def _shown(self, captions: Mapping[int, str]) -> list[int]:
+        """The validation images that the report and the card show."""
+        return [row for row in captions if row < self.config.validation.samples]
+
+    def _save_best(self, model: CaptionerForConditionalGeneration, folder: Path) -> None:
+        """Write the model, adapters merged, and the adapter by itself if nothing else has been trained."""
+        if self.adapters is None:
+            save_model(model, self.processor, folder)
+            return
+        save_model(model, self.processor, folder, plain_weights(model, merged=True))
+        trained = {part for stretch in self.config.schedule() for part in stretch.phase.learning_rates}
+        if trained == {"adapters"}:
+            save_adapter(model, self.adapters, self.config.pretrained.captioner or "", folder / ADAPTER)
+
     def _datasets(self, phase: PhaseConfig) -> tuple[CaptionDataset | TextDataset, CaptionDataset]:
         """Training and validation images; with cached features if the trunk is frozen and images are not augmented."""
         train_set, validation_set = self.data.train_set(phase, self.processor), self.validation_set
         train_set.features = validation_set.features = None  # the trunk may have changed since
-        self._delete_unusable_features(phase)
-        if "trunk" not in phase.learning_rates and isinstance(train_set, CaptionDataset):
+        is_frozen = not any(parameter.requires_grad for parameter in self.model.encoder.trunk.parameters())
+        self._delete_unusable_features(is_frozen)
+        if is_frozen and isinstance(train_set, CaptionDataset):
             self._cache_features(validation_set, self.data.optional_validation)
             if not phase.augmentation.active and "distillation" not in phase.objectives:  # a teacher needs pixels
                 self._cache_features(train_set, self.data.optional)
         return train_set, validation_set
 
-    def _delete_unusable_features(self, phase: PhaseConfig) -> None:
+    def _delete_unusable_features(self, trunk_is_frozen: bool) -> None:
         trunk = None
-        if "trunk" not in phase.learning_rates:
+        if trunk_is_frozen:
             with self.whole.gathered() as model:
                 trunk = trunk_digest(model, self.accelerator)
         self.accelerator.wait_for_everyone()
@@ -326,23 +354,15 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _write_last(self, model: CaptionerForConditionalGeneration, tensors: dict[str, Tensor], folder: Path) -> None:
-        save_model(model, self.processor, folder)
+        if self.adapters is None:
+            save_model(model, self.processor, folder)
+        else:  # apart, so that not one bit of the weights changes
+            save_model(model, self.processor, folder, plain_weights(model, merged=False))
+            save_adapter(model, self.adapters, self.config.pretrained.captioner or "", folder / ADAPTER)
         begun = self.progress.epoch + (self.progress.step > 0)
         self.progress.phases = [stretch.phase.name for stretch in self.config.schedule()[:begun]]
         origin = resume_checks.origin(self.config)
         checkpoint.save_training_state(folder, self.progress, origin, tensors, self.accelerator.scaler)
-
-    def _write_best(self, model: CaptionerForConditionalGeneration, scores: str, folder: Path) -> None:
-        """Write a model folder with its card."""
-        save_model(model, self.processor, folder)
-        size, images, others = model.num_parameters() / 1e6, len(self.data.train), len(self.validation_set)
-        text = f"""# {self.folder.path.name}
-
-An image captioner with {size:.1f} million parameters, trained on {images:,} images with `captioner train`. Scores on
-{others:,} validation images with {self.config.validation.num_beams} beams: {scores}.
-
-{usage(self.folder.best)}"""
-        write_card(folder, text, self.card_of_start, self.config.pretrained.captioner or "")
 
     def _resume(self) -> None:
         """Restore everything but the weights, which the model already has."""

@@ -37,6 +37,7 @@ class TrainingData:
         self.config = config
         data = config.data
         self.train, self.weights, self.optional = _load_sources(data.train_sources, folder, say)
+        self.train = _with_mean_weight_1(self.train)
         validation, _, self.optional_validation = _load_sources(data.validation_sources, folder, say)
         self.validation = validation[: config.validation.max_images]
         self.text = _load_text(data.text, say) if data.text else []
@@ -184,6 +185,15 @@ def _load_sources(
         if source.on_error == "skip":
             optional.update(sample.id for sample in loaded)
     return samples, weights, optional
+
+
+def _with_mean_weight_1(samples: list[Sample]) -> list[Sample]:
+    """Scale the samples' weights so that a caption's is 1 on average, and the loss keeps its scale."""
+    captions = sum(len(sample.captions) for sample in samples)
+    weights = sum(sample.weight * len(sample.captions) for sample in samples)
+    if not captions or weights == captions:
+        return samples
+    return [replace(sample, weight=sample.weight * captions / weights) for sample in samples]
 
 
 def _load_source(source: SourceConfig, folder: Path, say: Callable[[str], None]) -> list[Sample]:

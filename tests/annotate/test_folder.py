@@ -105,7 +105,11 @@ def test_readable_images_are_captioned_and_the_others_listed(annotate, mixed):
     names = ["animated.gif", "cmyk.jpg", "deep.png", "good.jpg", "rgba.png", "rotated.jpg"]
     assert [record["image"] for record in records] == [f"mixed/{name}" for name in names]
     for record in records:
-        assert list(record) == ["image", "caption", "confidence", "alternatives", "tags", "width", "height", "model"]
+        assert list(record) == [
+            *("image", "caption", "confidence", "alternatives", "tags", "width", "height", "model"),
+            *("words", "flags", "abstained"),
+        ]
+        assert [word["word"] for word in record["words"]] == record["caption"].split() and not record["abstained"]
         (alternative,) = record["alternatives"]  # other tokens, which random weights may choose to spell the same text
         assert record["caption"] and alternative["caption"] and record["tags"] == []
         assert 0 < alternative["confidence"] < record["confidence"] <= 1
@@ -188,8 +192,9 @@ def test_csv_holds_what_jsonl_holds(annotate, photos):
     with open("out.txt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for row, record in zip(rows, read_jsonl("out.jsonl"), strict=True):
-        assert row | {"alternatives": json.loads(row["alternatives"]), "tags": json.loads(row["tags"])} == {
-            key: value if isinstance(value, list) else str(value) for key, value in record.items()
+        nested = {key: json.loads(row[key]) for key in ("alternatives", "tags", "words", "flags")}
+        assert row | nested == {
+            key: value if isinstance(value, list | dict) else str(value) for key, value in record.items()
         }
 
 

@@ -119,8 +119,10 @@ def test_photos_stay_at_home_where_they_are_not_wanted(published: Path, tmp_path
 
 
 def test_a_model_without_a_training_keeps_what_its_card_says(tiny_captioner: Path) -> None:
-    (tiny_captioner / "README.md").unlink(missing_ok=True)
-    assert "states no licence" in run_card(tiny_captioner, "someone/tiny").text
+    assert "states no licence" in run_card(tiny_captioner, "tiny", "someone/tiny", None).text
+    before = ModelCard("---\nlicense: mit\nlanguage: de\n---\n\n# Old\n\nKnows birds.\n")
+    card = run_card(tiny_captioner, "tiny", "someone/tiny", before)
+    assert "Knows birds." in card.text and "`mit`" in card.text and card.data.language == "de"
 
 
 def test_only_captioners_are_published(tmp_path: Path) -> None:

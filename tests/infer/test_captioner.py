@@ -21,7 +21,7 @@ from captioner.decoding.options import GenerationOptions
 from captioner.errors import CaptionerError
 from captioner.hub.find import digest
 from captioner.infer import torch_backend as module
-from captioner.infer.caption import Caption, caption_of
+from captioner.infer.caption import Caption, CaptionMaker
 from captioner.infer.captioner import Captioner
 from captioner.infer.inputs import image_batches
 
@@ -143,7 +143,8 @@ def test_confidence_is_the_geometric_mean_of_token_probabilities_with_the_end(ca
     assert len(cut.tokens) == 3
     assert cut.confidence == pytest.approx(math.exp(sum(token.log_prob for token in cut.tokens) / 3))
     ids = tuple(cap.backend.processor.tokenizer("a red").input_ids[:-1])
-    ended = caption_of([Hypothesis(ids, (-1.0,) * len(ids), end_log_prob=-4.0)], cap.backend.tokenizer)
+    make = CaptionMaker(cap.backend.tokenizer, cap.options())
+    ended = make([Hypothesis(ids, (-1.0,) * len(ids), end_log_prob=-4.0)])
     assert ended.text == "a red" and ended.confidence == pytest.approx(math.exp(-(len(ids) + 4) / (len(ids) + 1)))
 
 

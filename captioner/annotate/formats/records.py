@@ -9,24 +9,26 @@ Record = dict[str, Any]
 Write = Callable[[Record], object]
 
 FIELDS = ("image", "caption", "confidence", "alternatives", "tags", "width", "height", "model")
+WITH_DOUBTS = (*FIELDS, "words", "flags", "abstained")
+NESTED = ("alternatives", "tags", "words", "flags")
 
 
 def json_line(record: Record) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def write_jsonl(file: TextIO, fields: Sequence[str] = FIELDS) -> Write:
+def write_jsonl(file: TextIO, fields: Sequence[str] = WITH_DOUBTS) -> Write:
     return lambda record: file.write(json_line({field: record[field] for field in fields}))
 
 
-def write_csv(file: TextIO, fields: Sequence[str] = FIELDS) -> Write:
-    """A header and one row an image; alternatives and tags are JSON lists in their cells."""
+def write_csv(file: TextIO, fields: Sequence[str] = WITH_DOUBTS) -> Write:
+    """A header and one row an image; lists and objects are JSON in their cells."""
     writer = csv.DictWriter(file, fields, extrasaction="ignore")
     writer.writeheader()
 
     def write(record: Record) -> None:
-        lists = {key: json.dumps(record[key], ensure_ascii=False) for key in ("alternatives", "tags")}
-        writer.writerow(record | lists)
+        nested = {key: json.dumps(record[key], ensure_ascii=False) for key in NESTED if key in fields}
+        writer.writerow(record | nested)
 
     return write
 

@@ -8,7 +8,15 @@ from typing import Any
 
 from captioner.config import SourceConfig
 from captioner.data.sources.image_names import ImageFolders
-from captioner.data.sources.sample import Report, Sample, SourceError, did_you_mean, usable_captions, usable_labels
+from captioner.data.sources.sample import (
+    Report,
+    Sample,
+    SourceError,
+    did_you_mean,
+    usable_captions,
+    usable_labels,
+    usable_weight,
+)
 from captioner.data.sources.stored_images import ShardMember, StoredImage
 from captioner.errors import CaptionerError
 
@@ -81,7 +89,8 @@ def samples_of(rows: Iterable[Row], config: SourceConfig, folders: ImageFolders,
         captions = usable_captions(row[config.caption_column], where, report) if config.captioned else ()
         labels = usable_labels(row[config.label_column], where, report) if config.label_column else ()
         if image is not None and (captions or not config.captioned):
-            yield Sample(identifier, image, captions, labels)
+            weight = usable_weight(row.get("sample_weight"), where, report)
+            yield Sample(identifier, image, captions, labels, weight)
 
 
 def merge(samples: Iterable[Sample]) -> Iterator[Sample]:
@@ -100,4 +109,5 @@ def merge_neighbours(samples: Iterable[Sample]) -> Iterator[Sample]:
 def _join(samples: list[Sample]) -> Sample:
     captions = tuple(caption for sample in samples for caption in sample.captions)
     labels = tuple(dict.fromkeys(label for sample in samples for label in sample.labels))
-    return replace(samples[0], captions=captions, labels=labels)
+    weight = sum(sample.weight for sample in samples) / len(samples)
+    return replace(samples[0], captions=captions, labels=labels, weight=weight)

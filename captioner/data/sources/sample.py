@@ -22,6 +22,9 @@ class SourceError(CaptionerError):
         self.remedy = remedy
 
 
+MAX_WEIGHT = 1000
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """An image with its captions and labels.
@@ -31,12 +34,14 @@ class Sample:
         image: an input for `load_image`.
         captions: as written, with white space collapsed; at least one, unless `captioned` is false.
         labels: class names or tags, from `label_column`.
+        weight: what its captions count in the captioning loss beside others, from a column `sample_weight`.
     """
 
     id: str | int
     image: str | bytes | Image.Image | StoredImage | ShardMember | ArchiveMember
     captions: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,20 @@ def usable_labels(values: object, where: str, report: Report) -> tuple[str, ...]
             report(where, f"the label is not text: {label!r:.60}")
     good.pop("", None)
     return tuple(good)
+
+
+def usable_weight(value: object, where: str, report: Report) -> float:
+    """Return a row's weight; 1 if it has none, or reports one that cannot be used."""
+    if value is None or value == "":
+        return 1.0
+    try:
+        weight = float(value) if isinstance(value, int | float | str) else 0.0
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight <= MAX_WEIGHT:  # NaN too
+        report(where, f"sample_weight is not a number above 0 and up to {MAX_WEIGHT}: {value!r:.60}")
+        return 1.0
+    return weight
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

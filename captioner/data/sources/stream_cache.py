@@ -18,7 +18,7 @@ from captioner.data.folder_walk import walk
 from captioner.data.sources import Sample, Skip, iter_samples
 from captioner.files import reporting, whole_file
 
-SHARD_VERSION = 2
+SHARD_VERSION = 3
 """Part of a shard's name, so that shards in an older format are not read."""
 
 
@@ -70,7 +70,7 @@ def _write_shard(samples: Iterable[Sample], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file, tarfile.open(fileobj=file.buffer, mode="w") as shard:
         for number, sample in enumerate(samples):
-            words = {"captions": sample.captions, "labels": sample.labels}
+            words = {"captions": sample.captions, "labels": sample.labels, "sample_weight": sample.weight}
             _add(shard, f"{number:09}.jpg", _encoded(sample.image))  # any format: we decode by content, not by suffix
             _add(shard, f"{number:09}.json", json.dumps(words).encode())
 
