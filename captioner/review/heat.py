@@ -9,7 +9,9 @@ import numpy as np
 from captioner.annotate.project import Project
 from captioner.annotate.records import ProjectImage
 from captioner.errors import CaptionerError
+from captioner.infer.caption import Caption, Token
 from captioner.infer.captioner import Captioner
+from captioner.infer.words import Word
 from captioner.review.thumbnails import source_of
 
 KEPT = 200
@@ -27,9 +29,9 @@ class HeatMaps:
         self.project = project
         self.model = model
         self._lock = threading.Lock()
-        self._captioner: Any = None
+        self._captioner: Captioner | None = None
         self._failure: str | None = None
-        self._kept: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int | None], dict[str, Any]] = OrderedDict()
 
     def of(self, image: ProjectImage) -> dict[str, Any]:
         """Words with their maps, as rows of integers 0 to 255, and the part of the photo that the maps cover, as shares
@@ -38,15 +40,17 @@ class HeatMaps:
         Raises:
             CaptionerError: the photo or the model cannot be read, or the model cannot explain itself.
         """
+        key = image.id, image.suggestion
         with self._lock:
-            if image.id not in self._kept:
-                self._kept[image.id] = self._explain(image)
+            if key not in self._kept:
+                self._kept[key] = self._explain(image)
                 if len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
-            return self._kept[image.id]
+            return self._kept[key]
 
     def _explain(self, image: ProjectImage) -> dict[str, Any]:
-        explanation = self._loaded().explain(source_of(self.project, image))
+        captioner = self._loaded()
+        explanation = captioner.explain(source_of(self.project, image), caption=self._written_by(captioner, image))
         width, height = explanation.photo.size
         left, top, right, bottom = explanation.window
         heat = explanation.maps / np.maximum(explanation.maps.max((1, 2), keepdims=True), 1e-12)
@@ -57,7 +61,16 @@ class HeatMaps:
             "window": [left / width, top / height, right / width, bottom / height],
         }
 
-    def _loaded(self) -> Any:
+    def _written_by(self, captioner: Captioner, image: ProjectImage) -> Caption | None:
+        """The image's suggestion, if this model wrote it; None: the model has to say what it sees."""
+        for stored in self.project.captions(image.id):
+            if stored.id == image.suggestion and stored.writer.name == captioner.name and stored.tokens:
+                tokens = tuple(Token(*token) for token in stored.tokens)
+                words = tuple(Word(*word) for word in stored.words)
+                return Caption(stored.text, stored.confidence or 0.0, tokens, words=words)
+        return None
+
+    def _loaded(self) -> Captioner:
         """Load the model once; a failure is final, since trying again would take as long."""
         if self._failure:
             raise CaptionerError(self._failure)

@@ -148,7 +148,7 @@ def test_words_that_the_model_doubts_are_marked(page):
     ]
 
 
-def explained(source: Any) -> SimpleNamespace:
+def explained(source: Any, caption: Any) -> SimpleNamespace:
     """What a model would say of a photo: its second word looks at the lower right."""
     maps = np.zeros((3, 4, 4))
     maps[:, 0, 0] = 1
@@ -174,7 +174,7 @@ return [((best / 4) % width) / canvas.width, Math.floor(best / 4 / width) / canv
 
 
 def test_a_heat_map_shows_where_a_word_comes_from(page, running):
-    running.app.state.review.heat_maps._captioner = SimpleNamespace(explain=explained)
+    running.app.state.review.heat_maps._captioner = SimpleNamespace(name="tiny", explain=explained)
     page.press(keys().ENTER)
     page.shows("a dog runs")
     assert page.run(HOTTEST) is None

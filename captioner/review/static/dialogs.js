@@ -10,10 +10,11 @@ const dialog = $("dialog");
 export const isOpen = () => dialog.open;
 
 function show(title, ...content) {
-  const heading = h("h2", { id: "dialog-title" }, title);
+  const heading = h("h2", { id: "dialog-title", tabindex: -1, autofocus: true }, title);
   dialog.setAttribute("aria-labelledby", "dialog-title");
   dialog.replaceChildren(h("div", {}, heading, ...content));
   if (!dialog.open) dialog.showModal();
+  dialog.scrollTop = 0;
 }
 
 export const close = () => dialog.close();

@@ -10,6 +10,7 @@ const TEXT = 92; // pixels of a card below its photo
 const SPARE = 2; // rows beyond the screen
 
 const rows = new Map();
+const unreadable = new Set(); // URLs of thumbnails that are not asked for again
 let columns = 1;
 let height = 300;
 let width = 0;
@@ -116,9 +117,15 @@ function fill(element, shown) {
 }
 
 function pictureOf(shown) {
-  const image = h("img", { alt: "", loading: "eager", decoding: "async", draggable: "false", src: thumbnailUrl(shown) });
+  const source = thumbnailUrl(shown);
+  const note = () => h("span", { class: "unreadable" }, shown.error || "cannot be shown");
+  if (unreadable.has(source)) return h("div", { class: "picture" }, note());
+  const image = h("img", { alt: "", decoding: "async", draggable: "false", src: source });
   const picture = h("div", { class: "picture" }, image);
-  image.onerror = () => picture.replaceChildren(h("span", { class: "unreadable" }, shown.error || "cannot be shown"));
+  image.onerror = () => {
+    unreadable.add(source);
+    picture.replaceChildren(note());
+  };
   return picture;
 }
 
