@@ -1,5 +1,7 @@
 """`captioner annotate -o album.captions`: what a run does, and what it leaves alone."""
 
+import csv
+import json
 import os
 import shutil
 import sqlite3
@@ -350,7 +352,13 @@ def test_what_is_written_without_a_project_is_as_it_was(photos, monkeypatch, cap
     if name is None:
         assert said.out == golden and said.err.startswith("photos/x.png: not an image")
         return
-    assert Path(name).read_bytes().decode().replace("\r\n", "\n") == golden
+    if name == "out.jsonl":
+        rows = [json.loads(line) for line in Path(name).read_text(encoding="utf-8").splitlines()]
+        first = "".join(json.dumps({key: row[key] for key in list(row)[:8]}, ensure_ascii=False) + "\n" for row in rows)
+    else:
+        with open(name, encoding="utf-8", newline="") as file:
+            first = "".join(",".join(cells[:8]) + "\n" for cells in csv.reader(file))
+    assert first == golden, "newer fields come after those that were there"
     errors = Path("out.errors.jsonl" if name == "out.jsonl" else f"{name}.errors.jsonl")
     assert errors.read_text() == ERRORS and said.err == "2 captioned, 1 failed\n"
     assert sorted(os.listdir()) == sorted(["photos", name, errors.name])
