@@ -58,6 +58,7 @@ EXCEPTIONS = {
     r"everyday|^export ": "data that are not at hand",
     r"--adapter runs/adapted": "the tests of adapters train and merge one",
     r"python benchmarks/": "measurements, by hand",
+    r"captioner calibrate": "needs more photos than are quick; its own tests run it",
     r"OWNER/NAME.*pipeline|--model OWNER/NAME": "tests/hub/test_publish.py loads a published model",
     r"\bhead -\d+ photos|^find |^sqlite3 ": "a program of the system",
     r"captioner lint": "its status is 3 if it finds something: tests/annotate/test_alt_text.py",
@@ -168,6 +169,9 @@ def test_every_command_of_the_page_runs(
         return onnx.Agreement(0.0, 1.0)
 
     monkeypatch.setattr(onnx, "export_model", export_model)
+    if page.endswith("dataset.md"):
+        run_command("captioner annotate photos -o album.captions", monkeypatch)
+        (place / "data").mkdir()
     if page.endswith(("python-api.md", "publish.md")):
         shutil.copytree(find_model("default")[0], place / "runs" / "finetune" / "best")
         run_command("python examples/draw_shapes.py shapes/", monkeypatch)
