@@ -24,7 +24,7 @@ peer-tests:
 	version=$$($(PYTHON) -c 'import transformers; print(transformers.__version__)') && \
 	$(PYTHON) -m pip download -q --no-deps --no-binary :all: -d "$$folder" "transformers==$$version" && \
 	tar xzf "$$folder"/transformers-*.tar.gz -C "$$folder" --strip-components 1 && \
-	TRANSFORMERS_SOURCE="$$folder" $(PYTHON) -m pytest -rs tests/transformers_common.py
+	TRANSFORMERS_SOURCE="$$folder" $(PYTHON) -m pytest -o addopts=--import-mode=importlib -qrs -W ignore tests/transformers_common.py
 
 # The tests with the newest, and with the oldest, packages that pyproject.toml admits, each in an environment of its own.
 newest:

@@ -10,8 +10,8 @@ Deletion: in 200 photos that the bundled model was not trained on, the tenth of 
 is replaced by the mean colour, and in its place as many random patches of the same size. The word's log-probability
 must fall further for the heat than for random patches: a paired test over photos, with random flips of sign.
 
-Prints one JSON line, with 95 % bootstrap intervals over pictures and photos. With --sheets, it also draws eight photos
-with the heat maps of their words.
+Prints one JSON line, with 95 % bootstrap intervals over pictures and photos. With --sheets, it also draws the heat maps
+of eight of the photos, and of the example photos: the picture in docs/trust.md.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from draw_shapes import COLORS, SHAPES, draw_pair, draw_shapes  # noqa: E402
 
 from captioner import Captioner, load_config  # noqa: E402
 from captioner.infer.caption import Caption  # noqa: E402
-from captioner.infer.explain import METHODS, Explanation  # noqa: E402
+from captioner.infer.explain import METHODS  # noqa: E402
 from captioner.infer.torch_backend import TorchBackend  # noqa: E402
 from captioner.infer.words import tokens_of_words  # noqa: E402
 from captioner.training.trainer import train  # noqa: E402
@@ -67,20 +67,18 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, default=default, help="Flickr8k in Karpathy's layout")
     parser.add_argument("--count", type=int, default=200, help="pictures, and photos")
     parser.add_argument("--encoders", nargs="*", default=list(ENCODERS), choices=list(ENCODERS))
-    parser.add_argument("--sheets", type=Path, help="a folder for the sheet of eight photos")
+    parser.add_argument("--sheets", type=Path, help="a folder for pictures of heat maps")
     options = parser.parse_args()
     report: dict[str, Any] = {"benchmark": "explain", "machine": machine(), "pictures": options.count}
     with tempfile.TemporaryDirectory() as scratch:
         report["pointing"] = {name: pointing(name, Path(scratch), options.count) for name in options.encoders}
     if options.photos:
         photos = validation_photos(options.photos)[: options.count]
-        captioner = Captioner.from_pretrained(device="cpu", precision="fp32")
+        captioner = Captioner.from_pretrained(device="cpu", dtype="float32")
         report["deletion"] = {method: deletion(captioner, photos, method) for method in METHODS}
         if options.sheets:
-            options.sheets.mkdir(parents=True, exist_ok=True)
-            sheet_of([captioner.explain(photo) for photo in photos[:8]]).save(
-                options.sheets / "explained.jpg", quality=85
-            )
+            draw_sheets(captioner, photos[:8], options.sheets / "flickr8k.jpg")
+            draw_sheets(captioner, sorted((ROOT / "examples/photos").glob("*.jpg")), options.sheets / "explained.jpg")
     print(json.dumps(report))
 
 
@@ -209,15 +207,16 @@ def share_with_interval(hits: list[list[bool]]) -> dict[str, Any]:
     return {"words": int(total[1]), "share": round(total[0] / total[1], 4), "interval": [round(low, 4), round(high, 4)]}
 
 
-def sheet_of(explanations: list[Explanation]) -> Image.Image:
-    """Their sheets below one another."""
-    sheets = [explanation.sheet() for explanation in explanations]
+def draw_sheets(captioner: Captioner, photos: list[Path], output: Path) -> None:
+    """Draw the photos' sheets below one another."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sheets = [captioner.explain(photo).sheet() for photo in photos]
     picture = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)), "white")
     top = 0
     for sheet in sheets:
         picture.paste(sheet, (0, top))
         top += sheet.height
-    return picture
+    picture.save(output, quality=85, optimize=True)
 
 
 if __name__ == "__main__":

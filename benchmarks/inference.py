@@ -1,9 +1,11 @@
-"""Time captioning, from JPEG files to captions, against transformers' VisionEncoderDecoderModel with the same weights.
+"""Time captioning, from JPEG files to captions, against transformers' own model with the same weights.
 
-    CAPTIONER_FLICKR8K=folder python benchmarks/inference.py --peer transformers [--rounds 3] [--busy] [--device cuda]
+    CAPTIONER_FLICKR8K=folder python benchmarks/inference.py --peer transformers [--family small|vit-gpt2|blip-base|
+        git-base] [--rounds 3] [--busy] [--device cuda]
 
-The model: ViT-S/16 at 224 pixels and a GPT-2-style decoder of six layers, width 384 and GPT-2's vocabulary, with random
-weights, written by transformers and converted by `captioner convert`; 16 new tokens a caption, greedy and with 4 beams.
+The models have random weights, are written by transformers and converted by `captioner convert`: the default, "small",
+is ViT-S/16 at 224 pixels and a GPT-2-style decoder of six layers, width 384 and GPT-2's vocabulary; the others have the
+shapes of the public models of these names. 16 new tokens a caption, greedy and with 4 beams.
 The peer reads with Pillow and its own image processor and runs eagerly in fp32, at the best of its batch sizes. All
 sides go over the same photos in turn, one after another in each round; times are medians. Prints one JSON line about
 the machine and one a batch size and mode: photos a second, how many times the peer's, how many captions differ from the
@@ -33,23 +35,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 import numpy as np
 import torch
 import transformers
+from inference_peers import FAMILIES, write_peer
 from machine import busy_cores, machine
 from onnx import helper, numpy_helper
 from onnxruntime import InferenceSession, SessionOptions
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.utils.flop_counter import FlopCounterMode
 from training import matrix_multiply_peak, synchronize
-from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    GPT2Config,
-    PreTrainedTokenizerFast,
-    VisionEncoderDecoderConfig,
-    VisionEncoderDecoderModel,
-    ViTConfig,
-    ViTImageProcessor,
-)
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from captioner.convert import convert_model
 from captioner.data.images import load_image
@@ -61,7 +54,6 @@ from captioner.infer.onnx_backend import OnnxBackend, images_together, parts
 from captioner.infer.torch_backend import TorchBackend
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
-END = "<|endoftext|>"
 NEW_TOKENS = 16
 MODES = {"greedy": 1, "beams_4": 4}
 PEER_BATCHES: dict[str, dict[int, tuple[int, ...]]] = {"cpu": {8: (8, 16, 32), 1: (1,)}, "cuda": {64: (32, 64, 128)}}
@@ -72,27 +64,8 @@ Run = Callable[[list[Path], int, int], list[list[str]]]
 """Photos, number of beams, batch size -> each caption's tokens."""
 
 
-def write_peer(folder: Path) -> None:
-    """A public checkpoint's likeness: weights, tokenizer and image processor."""
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words = [END, *byte_level.alphabet()]
-    words += [f"<{index}>" for index in range(len(words), GPT2Config().vocab_size)]  # told apart, which is all we need
-    bpe = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, []))
-    bpe.pre_tokenizer, bpe.decoder = byte_level, decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END)
-    end = tokenizer.eos_token_id
-    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"), end)
-    encoder = ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536)
-    decoder = GPT2Config(n_positions=64, n_embd=384, n_layer=6, n_head=6, bos_token_id=end, eos_token_id=end)
-    torch.manual_seed(0)
-    model = VisionEncoderDecoderModel(VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder, **ids))
-    model.generation_config.update(**ids)
-    for part in (model, tokenizer, ViTImageProcessor()):
-        part.save_pretrained(folder)
-
-
-def peer(folder: Path, device: torch.device) -> Run:
-    model = VisionEncoderDecoderModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+def peer(architecture: type[PreTrainedModel], folder: Path, device: torch.device) -> Run:
+    model = architecture.from_pretrained(folder, dtype=torch.float32).eval().to(device)
     processor, tokenizer = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
     def run(photos: list[Path], num_beams: int, batch_size: int) -> list[list[str]]:
@@ -102,7 +75,7 @@ def peer(folder: Path, device: torch.device) -> Run:
             pixel_values = processor(images, return_tensors="pt").pixel_values.to(device)
             with torch.inference_mode():
                 rows = model.generate(
-                    pixel_values,
+                    pixel_values=pixel_values,
                     num_beams=num_beams,
                     do_sample=False,
                     max_new_tokens=NEW_TOKENS,
@@ -211,8 +184,11 @@ def encoder_flops(model: CaptionerForConditionalGeneration) -> int:
     size = model.config.image_size
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         hidden_states = model.encoder(pixel_values=torch.zeros(1, 3, size, size)).last_hidden_state
-        for layer in model.decoder.layers:
-            layer.cross_attn.kv_proj(hidden_states)
+        if model.decoder.image_prefix:
+            model.decoder.read_image(hidden_states)
+        else:
+            for layer in model.decoder.layers:
+                layer.cross_attn.kv_proj(hidden_states)
     return counter.get_total_flops()
 
 
@@ -220,6 +196,8 @@ def step_weights(model: CaptionerForConditionalGeneration) -> int:
     """How many weights a decoder step has to read: all but the embeddings, of which it reads a few rows, and but what
     made the cross-attention's keys and values."""
     weights = sum(parameter.numel() for parameter in model.decoder.layers.parameters()) + model.lm_head.weight.numel()
+    if model.decoder.image_prefix:
+        return weights
     return weights - sum(layer.cross_attn.kv_proj.weight.numel() for layer in model.decoder.layers)
 
 
@@ -282,13 +260,13 @@ def write_captioners(folder: Path, device: torch.device) -> dict[tuple[str, str]
     }
 
 
-def compare(folder: Path, photos: list[Path], options: argparse.Namespace) -> None:
+def compare(architecture: type[PreTrainedModel], folder: Path, photos: list[Path], options: argparse.Namespace) -> None:
     """Print a line for each batch size and mode."""
     captioners = write_captioners(folder, options.device)
     model, _ = load_model(folder / "converted", "converted")
     limits = measured_limits(options.device)
     print(json.dumps({f"giga_{name}_per_s": round(limit / 1e9, 1) for name, limit in limits.items()}))
-    sides = {"peer": peer(folder / "peer", options.device)}
+    sides = {"peer": peer(architecture, folder / "peer", options.device)}
     sides |= {"_".join(name): ours(captioner) for name, captioner in captioners.items()}
     for batch_size, peer_batches in PEER_BATCHES[options.device.type].items():
         for mode, num_beams in MODES.items():
@@ -308,6 +286,7 @@ def main() -> None:
     default = os.environ.get("CAPTIONER_FLICKR8K")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=["transformers"], default="transformers")
+    parser.add_argument("--family", choices=FAMILIES, default="small")
     parser.add_argument("--photos", type=Path, default=Path(default, "images") if default else None)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
     parser.add_argument("--count", type=int, help="number of photos; default: 64, on a GPU 512")
@@ -322,8 +301,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     print(json.dumps(machine()), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        write_peer(Path(folder, "peer"))
-        compare(Path(folder), photos, options)
+        compare(write_peer(Path(folder, "peer"), options.family), Path(folder), photos, options)
 
 
 if __name__ == "__main__":

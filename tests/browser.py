@@ -63,5 +63,5 @@ def serious_faults(driver: Any) -> list[str]:
 
 def complaints(driver: Any) -> list[str]:
     """What the browser logged: errors of scripts, and what the security policy blocked; not what servers refused."""
-    entries = [entry for entry in driver.get_log("browser") if entry["source"] != "network"]
+    entries = [entry for entry in driver.get_log("browser") if entry["source"] not in ("network", "rendering")]
     return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]

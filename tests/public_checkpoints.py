@@ -161,7 +161,6 @@ KINDS: dict[str, Callable[[], tuple[PreTrainedModel, Any]]] = {
             layer_scale_init_value=0.0,
         )
     ),
-    "vit, trocr": lambda: _trocr(ViTConfig(**TRUNK, **IMAGES, qkv_bias=False), tie_word_embeddings=False),
     "deit, small trocr": lambda: _trocr(
         DeiTConfig(**TRUNK, **IMAGES), scale_embedding=True, activation_function="relu"
     ),

@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "annotate": INFER_AND_BELOW,
     "export": INFER_AND_BELOW,
+    "ray": INFER_AND_BELOW | {"annotate"},
     "serve": INFER_AND_BELOW | {"annotate", "web"},
     "review": INFER_AND_BELOW | {"annotate", "web"},
 }
@@ -66,6 +67,7 @@ WEB_ROOMS = ("serve", "review")
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "accelerate": ("training",),
     "fastapi": WEB_ROOMS,
+    "ray": ("ray",),
     "starlette": WEB_ROOMS,
     "uvicorn": WEB_ROOMS,
 }

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from captioner.distributed import Process
     from captioner.infer.captioner import Captioner
 
+WORDS = ("prefix", "banned_words", "forced_words")
 PROJECT = ".captions"
 """The suffix of project files."""
 
@@ -76,6 +77,12 @@ def annotate(
     near_duplicates: Annotated[
         bool, typer.Option("--near-duplicates", help="Projects: find photos that look alike; they share a suggestion.")
     ] = False,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            help="ray: on a Ray cluster, from a folder, .tar or .parquet files into a folder of parquet (-o)."
+        ),
+    ] = "local",
     style: Annotated[
         Literal["caption", "alt"], typer.Option(help="alt: alternative texts of at most 125 characters.")
     ] = "caption",
@@ -164,28 +171,40 @@ def annotate(
     def images() -> "Iterator[str | ArchiveMember]":
         return given_images(named, listed)
 
+    banned = [*(banned_word or ()), *(BANNED_PHRASES if style == "alt" else ())]
+    words = (prefix, banned, forced_word or [], neutral_people)
+    given = given_options(
+        do_sample=do_sample or None,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        length_penalty=length_penalty,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        num_return_sequences=num_return_sequences,
+    )
+
     def load(count: int, resumed_precision: str | None) -> "Loaded":
-        banned = [*(banned_word or ()), *(BANNED_PHRASES if style == "alt" else ())]
-        words = (prefix, banned, forced_word or [], neutral_people)
-        given = given_options(
-            do_sample=do_sample or None,
-            num_beams=num_beams,
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            no_repeat_ngram_size=no_repeat_ngram_size,
-            length_penalty=length_penalty,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            num_return_sequences=num_return_sequences,
-        )
         chosen = resumed_precision if precision == "auto" and resumed_precision else precision
         says_speed = process.rank == 0 and (output is not None or sys.stderr.isatty())
         captioner = load_captioner(model, device, chosen, adapter, prompt, trust_remote_code, backend)
         loaded = _loaded(captioner, adapter, batch_size, given, words, count, says_speed)
         return loaded._replace(min_confidence=min_confidence, sheets=sheets)
 
+    if engine == "ray":
+        others = (listed, output_format, style != "caption", adapter, prompt, trust_remote_code, neutral_people, sheets)
+        if output is None or is_project or len(named) != 1 or any(others) or min_confidence is not None:
+            raise CaptionerError(
+                "--engine ray takes one path, -o FOLDER, --model, --batch-size and options of the search"
+            )
+        from captioner.ray import annotate_path
+
+        given |= dict(zip(WORDS, words, strict=False))
+        annotate_path(named[0], str(output), model=model, batch_size=batch_size or 16, **given)
+        return
     inputs = [*named, *([files_from] if files_from else [])]
     workers = num_workers or default_workers()
     if is_project and output:

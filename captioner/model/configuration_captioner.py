@@ -1,4 +1,4 @@
-"""Configuration of the captioner: everything needed to build the model, nothing about how it is trained."""
+"""The configuration of a captioner: everything needed to build the model, nothing about training."""
 
 from dataclasses import field
 from typing import Any
@@ -15,27 +15,28 @@ class CaptionerConfig(PreTrainedConfig):
         encoder_name: timm model name (ViT, DeiT, DINOv2, SigLIP, Swin, a CNN, a CNN-ViT hybrid, ...).
         encoder_kwargs: passed to `timm.create_model`, for example `{"dynamic_img_size": true}`.
         image_size: height and width that the trunk is built for, pixels.
-        encoder_layer_norm_eps: epsilon of the trunk's layer norms; None leaves what timm gives them.
+        encoder_layer_norm_eps: epsilon of the trunk's layer norms; None keeps timm's.
         encoder_pooling: window of an average pooling over the trunk's token grid; 1 keeps every token.
-        encoder_layers: Transformer encoder layers over the trunk's tokens. With a CNN trunk this is the hybrid
-            ViT of Dosovitskiy et al. 2021 (https://arxiv.org/abs/2010.11929), section 3.1.
-        encoder_norm: layer norms before the trunk's tokens are projected and before the decoder reads them.
-        cross_attention_size: width of the image tokens that the decoder reads; None, hidden_size. The trunk's tokens
-            are projected to it where theirs differs.
+        encoder_layers: Transformer encoder layers over the trunk's tokens. With a CNN as trunk, this is the hybrid ViT
+            of Dosovitskiy et al. 2021 (https://arxiv.org/abs/2010.11929), section 3.1.
+        encoder_norm: add layer norms before the projection of the trunk's tokens and before the decoder.
+        cross_attention_size: width of the image tokens for the decoder; default: hidden_size. The trunk's tokens are
+            projected to it if their width differs.
         hidden_size: width of these layers and of the decoder.
-        hidden_act: activation in their feed-forward parts, by its name in transformers.
+        hidden_act: activation of their feed-forward layers, by its name in transformers.
         num_hidden_layers: decoder layers.
         post_norm: layer norms after each sum, as in BERT, instead of before each part of a layer.
-        embedding_norm: with post_norm, whether there is a layer norm after the embeddings as well.
-        image_prefix: the decoder reads image tokens as a prefix of its self-attention, as GIT does, instead of by
-            cross-attention. They are always projected, and only normed after that, with the trunk's epsilon.
-        output_transform: dense layer, activation and norm between the decoder's last layer and its head, as in BERT.
-        head_bias: whether the head has a bias for each token.
-        max_position_embeddings: longest decoder sequence, start token included.
-        tags: names of the classes that the tag head tells apart; none, no head. `problem_type` says whether an image
-            has one of them ("single_label_classification") or any number.
-        contrastive_size: width of the space that images and captions share; 0, no such head.
-        teacher_classes: classes of the teacher whose judgement a head learns to repeat; 0, no such head.
+        embedding_norm: with post_norm, add a layer norm after the embeddings.
+        image_prefix: image tokens are a prefix of the decoder's self-attention, as in GIT, instead of the input of
+            cross-attention. They are always projected, then normed with the trunk's epsilon.
+        output_transform: add a dense layer, activation and norm between the decoder's last layer and its head, as in
+            BERT.
+        head_bias: give the head a bias for each token.
+        max_position_embeddings: longest decoder sequence, including the start token.
+        tags: the classes of the tag head; if empty, there is none. `problem_type` says whether an image has exactly one
+            tag ("single_label_classification") or any number.
+        contrastive_size: width of the contrastive embeddings; 0: no contrastive head.
+        teacher_classes: number of the teacher's classes for distillation; 0: no such head.
     """
 
     model_type = "captioner"
@@ -93,5 +94,5 @@ class CaptionerConfig(PreTrainedConfig):
         return self.cross_attention_size or self.hidden_size
 
 
-# save_pretrained then copies this code into the folder, for trust_remote_code=True.
+# So that save_pretrained copies this code into the folder, for trust_remote_code=True.
 CaptionerConfig.register_for_auto_class()

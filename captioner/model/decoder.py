@@ -1,4 +1,4 @@
-"""The caption decoder: causal self-attention over the words so far, and attention to the image tokens.
+"""The caption decoder: causal self-attention over the previous tokens, and attention to the image tokens.
 
 Shapes: B images, K captions an image, T tokens, P image tokens, H heads, D width.
 """
@@ -16,10 +16,11 @@ from .layers import TransformerLayer, attention, causal_mask, merge_heads
 
 
 class CaptionerDecoder(nn.Module):
-    """Its last norm comes after the layers; with `config.post_norm` it comes before them, after the embeddings.
+    """Embeddings, layers, and a norm after them; with `config.post_norm` the norm follows the embeddings.
 
-    Image tokens are read by cross-attention; with `config.image_prefix` they are a prefix of self-attention (GIT, Wang
-    et al. 2022, https://arxiv.org/abs/2205.14100): they pass the same layers, where they see one another, no caption.
+    Layers attend to image tokens by cross-attention. With `config.image_prefix` image tokens are a prefix of the
+    sequence (GIT, Wang et al. 2022, https://arxiv.org/abs/2205.14100): they pass through the same layers and attend to
+    each other, but not to captions.
     """
 
     def __init__(self, config: CaptionerConfig) -> None:
@@ -47,13 +48,17 @@ class CaptionerDecoder(nn.Module):
     ) -> Tensor:
         """Token ids [B * K, T] and image tokens [B, P, D] -> hidden states [B * K, T, D].
 
-        Without image tokens it is a language model: its layers go without their cross-attention.
-        `attention_mask` [B * K, past + T], 0 at padding, is needed only where sequences are padded on the left.
-        Tokens that do not follow one another, as the beams of an image in one row, come with their `position_ids`,
-        [B * K, T] or a shape that broadcasts to it, and a mask [B * K, 1, T, past + T], True where a token may see.
+        Without image tokens the decoder is a language model, without cross-attention.
+
+        Args:
+            attention_mask: [B * K, past + T], 0 at padding; needed only for sequences padded on the left. With
+                `position_ids`, a mask [B * K, 1, T, past + T], True where a token may see another.
+            position_ids: [B * K, T] or a shape that broadcasts to it, for tokens that do not follow one another, such
+                as the beams of an image in one row.
 
         Raises:
-            ValueError: more tokens than positions, or captions that do not divide among the images.
+            ValueError: there are more tokens than positions, or the number of captions is not a multiple of the number
+                of images.
         """
         if encoder_hidden_states is not None and input_ids.shape[0] % encoder_hidden_states.shape[0]:
             raise ValueError(
@@ -74,18 +79,18 @@ class CaptionerDecoder(nn.Module):
         return self.finish(hidden_states)
 
     def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """What the first layer reads."""
+        """Return the input of the first layer."""
         hidden_states = self.embed_tokens(input_ids) + self.embed_positions(position_ids)
         return self.norm(hidden_states) if self.post_norm else hidden_states
 
     def finish(self, hidden_states: Tensor) -> Tensor:
-        """From the last layer to what the head reads."""
+        """Turn the last layer's output into the head's input."""
         return self.output(hidden_states if self.post_norm else self.norm(hidden_states))
 
     def read_image(self, image_tokens: Tensor, cache: EncoderDecoderCache | None = None) -> list[tuple[Tensor, Tensor]]:
-        """Image tokens [B, P, D] that are a prefix -> each layer's keys and values of them, [B, H, P, D / H].
+        """Return each layer's keys and values [B, H, P, D / H] of a prefix of image tokens [B, P, D].
 
-        They are computed once for a whole generation, and kept as those of cross-attention are.
+        They are computed once per generation, and kept in the cache of cross-attention.
         """
         if cache is not None and cache.is_updated.get(0):
             return [(kept.keys, kept.values) for kept in cache.cross_attention_cache.layers]
@@ -96,13 +101,13 @@ class CaptionerDecoder(nn.Module):
             if cache is not None:
                 cache.cross_attention_cache.update(key, value, index)
                 cache.is_updated[index] = True
-            if index + 1 < len(self.layers):  # what the last layer makes of them nobody reads
+            if index + 1 < len(self.layers):  # the last layer's output is not used
                 attended = layer.self_attn.out_proj(merge_heads(attention(query, key, value)))
                 image_tokens = layer.feed_forward(layer.add(layer.self_attn_norm, image_tokens, attended))
         return seen
 
     def _positions(self, attention_mask: Tensor | None, length: int, past_length: int, device: torch.device) -> Tensor:
-        """[T] or [B * K, T], counted from a sequence's first token that is not padding."""
+        """[T] or [B * K, T], counted from the first token that is not padding."""
         if past_length + length > self.embed_positions.num_embeddings:
             raise ValueError(
                 f"{past_length + length} tokens exceed max_position_embeddings {self.embed_positions.num_embeddings}"
@@ -115,7 +120,7 @@ class CaptionerDecoder(nn.Module):
     def _mask(
         attention_mask: Tensor | None, length: int, past_length: int, device: torch.device
     ) -> tuple[Tensor | None, bool]:
-        """The boolean mask for SDPA, or its causal flag where that says the same and takes the fast kernel."""
+        """The boolean mask for SDPA, or where equivalent its causal flag, which selects a faster kernel."""
         if attention_mask is None:
             if length == 1:
                 return None, False
@@ -123,13 +128,13 @@ class CaptionerDecoder(nn.Module):
                 return None, True
             return causal_mask(length, past_length + length, device), False
         visible = causal_mask(length, past_length + length, device) & attention_mask[:, None, None, :].bool()
-        # A row that sees nothing would be NaN: a padded query sees itself.
+        # A query that sees nothing gives NaN, so a padded query sees itself.
         itself = torch.eye(length, dtype=torch.bool, device=device)
         return visible | F.pad(itself, (past_length, 0)), False
 
 
 class OutputTransform(nn.Module):
-    """What BERT has between its last layer and its head (Devlin et al. 2018, https://arxiv.org/abs/1810.04805)."""
+    """BERT's transform between its last layer and its head (Devlin et al. 2018, https://arxiv.org/abs/1810.04805)."""
 
     def __init__(self, config: CaptionerConfig) -> None:
         super().__init__()

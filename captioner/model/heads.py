@@ -1,4 +1,4 @@
-"""What training may ask besides captions: tags, a space shared by images and captions, a teacher's judgement.
+"""Heads for objectives besides captioning: tags, contrastive embeddings, distillation from a teacher.
 
 Shapes: B images, P image tokens, N captions, C classes, D width, E width of the shared space.
 """
@@ -13,7 +13,7 @@ from .configuration_captioner import CaptionerConfig
 
 
 class CaptionerHeads(nn.Module):
-    """The heads that a configuration asks for; the others are None."""
+    """The heads in the configuration; the others are None."""
 
     def __init__(self, config: CaptionerConfig) -> None:
         super().__init__()
@@ -31,8 +31,8 @@ class ImageHead(nn.Linear):
 
 
 class ContrastiveHead(nn.Module):
-    """Images and captions as unit vectors of one space, and the scale of their similarity: CLIP's inverse temperature
-    (Radford et al. 2021, https://arxiv.org/abs/2103.00020, section 2.4)."""
+    """Projects images and captions to unit vectors in one space, with CLIP's learnt inverse temperature (Radford et al.
+    2021, https://arxiv.org/abs/2103.00020, section 2.4)."""
 
     INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
     MAX_SCALE = 100.0
@@ -41,10 +41,10 @@ class ContrastiveHead(nn.Module):
         super().__init__()
         self.image_projection = nn.Linear(config.image_token_size, config.contrastive_size, bias=False)
         self.text_projection = nn.Linear(config.hidden_size, config.contrastive_size, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor([self.INITIAL_LOGIT_SCALE]))  # FSDP has no scalars
+        self.logit_scale = nn.Parameter(torch.tensor([self.INITIAL_LOGIT_SCALE]))  # FSDP does not accept scalars
 
     def forward(self, encoder_hidden_states: Tensor, text_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image tokens [B, P, D] and captions [N, D] -> unit vectors [B, E] and [N, E], and the scale of their dots."""
+        """Image tokens [B, P, D] and captions [N, D] -> unit vectors [B, E] and [N, E], and the inverse temperature."""
         images = F.normalize(self.image_projection(encoder_hidden_states.mean(1)).float(), dim=-1)
         texts = F.normalize(self.text_projection(text_states).float(), dim=-1)
         return images, texts, self.logit_scale.exp().clamp(max=self.MAX_SCALE)

@@ -32,7 +32,7 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """[N, T, D] -> [N, T, D]; `attention_mask` is boolean, True where a key may be seen.
 
-        `image` are keys and values [B, H, P, D / H] that every query sees besides.
+        `image` holds the keys and values [B, H, P, D / H] of image tokens, which every query may see.
         """
         query, key, value = self.project(hidden_states)
         if cache is not None:
@@ -49,7 +49,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from captions to image tokens. The K captions of an image share its keys and values uncopied."""
+    """Attention from captions to image tokens. The K captions of an image share its keys and values without copies."""
 
     def __init__(self, config: CaptionerConfig, layer_idx: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class CrossAttention(nn.Module):
         """[B * K, T, D] over [B, P, D] -> [B * K, T, D]."""
         key, value = self._keys_and_values(encoder_hidden_states, cache)
         shape = hidden_states.shape
-        # Attention to an image is independent per query: the queries of its K captions line up as one long sequence.
+        # Each query attends to the image independently, so the queries of its K captions form one long sequence.
         query = self.q_proj(hidden_states).view(key.shape[0], -1, shape[-1])
         (query,) = _split_heads(query, 1, self.num_heads)
         context = attention(query, key, value)
@@ -83,7 +83,7 @@ class CrossAttention(nn.Module):
     def _keys_and_values(
         self, encoder_hidden_states: Tensor, cache: EncoderDecoderCache | None
     ) -> tuple[Tensor, Tensor]:
-        """[B, P, D] -> keys and values [B, H, P, D / H], projected once for a whole generation."""
+        """[B, P, D] -> keys and values [B, H, P, D / H], projected once per generation."""
         if cache is not None and cache.is_updated.get(self.layer_idx):
             layer = cache.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
@@ -95,11 +95,11 @@ class CrossAttention(nn.Module):
 
 
 class TransformerLayer(GradientCheckpointingLayer):
-    """Self-attention, cross-attention in the decoder, feed-forward part; each added to what it reads.
+    """Self-attention, in the decoder cross-attention, and a feed-forward part, each with a residual connection.
 
-    Pre-norm (Xiong et al. 2020, https://arxiv.org/abs/2002.04745): each part reads the norm of the sum so far. With
-    `config.post_norm` (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762) the norm is taken of each new sum.
-    Dropout is on the residual branches alone: on attention weights it would rule out the fused kernels.
+    Pre-norm (Xiong et al. 2020, https://arxiv.org/abs/2002.04745): each part normalizes its input. With
+    `config.post_norm` (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762) each sum is normalized instead.
+    Dropout applies only to the residual branches: on attention weights it would prevent the use of fused kernels.
     """
 
     def __init__(self, config: CaptionerConfig, layer_idx: int, cross_attention: bool) -> None:
@@ -128,7 +128,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         cache: EncoderDecoderCache | None = None,
         image: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Without `encoder_hidden_states` the layer goes without its cross-attention; `image` as in SelfAttention."""
+        """Without `encoder_hidden_states`, cross-attention is skipped; for `image` see SelfAttention."""
         inputs = self.before(self.self_attn_norm, hidden_states)
         attended = self.self_attn(inputs, attention_mask, is_causal, cache, image)
         hidden_states = self.add(self.self_attn_norm, hidden_states, attended)
@@ -139,11 +139,11 @@ class TransformerLayer(GradientCheckpointingLayer):
         return self.feed_forward(hidden_states)
 
     def before(self, norm: nn.LayerNorm, hidden_states: Tensor) -> Tensor:
-        """What a part of the layer reads."""
+        """Return the input of a part of the layer."""
         return hidden_states if self.post_norm else norm(hidden_states)
 
     def add(self, norm: nn.LayerNorm, hidden_states: Tensor, branch: Tensor) -> Tensor:
-        """Add what a part of the layer computed."""
+        """Add the output of a part of the layer."""
         hidden_states = hidden_states + self.dropout(branch)
         return norm(hidden_states) if self.post_norm else hidden_states
 

@@ -1,5 +1,4 @@
-"""From an upright RGB image to model input, with Pillow and NumPy alone: one function for training,
-evaluation, inference and exported models."""
+"""Turns an upright RGB image into model input, with Pillow and NumPy, in training, inference and exported models."""
 
 import math
 from dataclasses import dataclass
@@ -96,8 +95,8 @@ class Preprocessing:
         return image.resize((whole[0], whole[1]), resampling).crop((left, top, left + size, top + size))
 
     def normalize(self, image: Image.Image) -> np.ndarray:
-        """RGB image -> float32 [3, height, width], mean and std taken out."""
-        # Channel by channel and in place: seven times as fast as over interleaved pixels.
+        """RGB image -> float32 [3, height, width], normalized by mean and std."""
+        # By channel and in place: seven times as fast as with interleaved channels.
         pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
         pixels /= 255.0
         pixels -= np.asarray(self.mean, dtype=np.float32)[:, None, None]

@@ -63,5 +63,7 @@ class Recording(TorchFunctionMode):
         states = {"decoder_hidden_states": (*self.hidden_states, output)} if self.keeps_hidden_states else {}
         if not self.keeps_attentions:
             return states
-        across = [own.unflatten(2, (-1, output.shape[1])).transpose(1, 2).flatten(0, 1) for own in self.weights[1::2]]
+        length, across = output.shape[1], self.weights[1::2]
+        if len(output) > len(across[0]):  # [B, H, K * T, P] -> [B * K, H, T, P]
+            across = [own.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1) for own in across]
         return states | {"decoder_attentions": tuple(self.weights[::2]), "cross_attentions": tuple(across)}

@@ -43,6 +43,13 @@ class CaptionerTokenizer(SentencePieceBackend):
     ) -> list[int]:
         return token_ids_0 + (token_ids_1 or []) + [self.eos_token_id]
 
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        if already_has_special_tokens:
+            return super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens=True)
+        return [0] * len(token_ids_0 + (token_ids_1 or [])) + [1]
+
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         return self.sp_model.decode_pieces(tokens)
 

@@ -50,7 +50,8 @@ def create_app(captioner: Captioner, settings: Settings | None = None, workers: 
         Route("/readyz", partial(readyz, workers)),
         Route("/metrics", show_metrics),
         Route("/v1/models", models),
-        Route("/v1/captions", captions, methods=["POST"]),
+        Route("/v1/captions", partial(captions, False), methods=["POST"]),
+        Route("/v1/explain", partial(captions, True), methods=["POST"]),
         Route("/v1/chat/completions", openai.chat_completions, methods=["POST"]),
         *ollama.ROUTES,
         *label_studio.ROUTES,
@@ -79,17 +80,17 @@ def create_app(captioner: Captioner, settings: Settings | None = None, workers: 
     return app
 
 
-async def captions(request: Request) -> JSONResponse:
-    """Caption the images of a form, or those in base64 in JSON."""
+async def captions(is_explained: bool, request: Request) -> JSONResponse:
+    """Caption the images of a form, or those in base64 in JSON; show where each word comes from if asked."""
     service = service_of(request)
     uploads, options = await read_captions_request(request, service.settings.max_images)
-    described = await while_connected(request, service.caption(client_of(request), uploads, options))
+    described = await while_connected(request, service.caption(client_of(request), uploads, options, is_explained))
     results: list[Captioned | Failed] = [
         one if isinstance(one, Failed) else captioned(sent.name, *one)
         for sent, one in zip(uploads, described, strict=True)
     ]
     status = 422 if all(isinstance(result, Failed) for result in results) else 200
-    content = CaptionResponse(model=service.captioner.name, results=results).model_dump()
+    content = CaptionResponse(model=service.captioner.name, results=results).model_dump(exclude_none=True)
     return JSONResponse(content, status)
 
 

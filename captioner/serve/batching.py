@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
@@ -71,7 +71,7 @@ class Request(Generic[Payload, Result]):
 
     batcher: "Batcher[Payload, Result]"
     client: Hashable
-    options: Hashable
+    options: Any
     waiting: deque[_Job[Payload, Result]] = field(default_factory=deque)
 
     async def run(self, payload: Payload) -> Result:

@@ -25,7 +25,8 @@ def openapi_document(settings: Settings) -> dict[str, Any]:
             "and `/api/chat` Ollama's, `/setup`, `/predict` and `/webhook` that of Label Studio's ML backends.",
         },
         "paths": {
-            "/v1/captions": {"post": _captions(settings)},
+            "/v1/captions": {"post": _captions(settings, "Caption images.")},
+            "/v1/explain": {"post": _captions(settings, "Caption images, with a heat map for each word.")},
             "/v1/models": {"get": _get("The model that is served.", "application/json")},
             "/healthz": {"get": _get("Whether the process answers.", "application/json")},
             "/readyz": {
@@ -42,10 +43,10 @@ def openapi_document(settings: Settings) -> dict[str, Any]:
     return document
 
 
-def _captions(settings: Settings) -> dict[str, Any]:
+def _captions(settings: Settings, summary: str) -> dict[str, Any]:
     limits = f"At most {settings.max_images} images and {settings.max_body:,} bytes."
     return {
-        "summary": "Caption images.",
+        "summary": summary,
         "description": f"Send one or many images. Each has its own result or error. {limits} URLs are not fetched.",
         "requestBody": {
             "required": True,

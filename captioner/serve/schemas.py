@@ -1,16 +1,14 @@
 """The JSON of `POST /v1/captions` and `POST /v1/explain`. The OpenAPI document is made from these classes."""
 
-import math
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from captioner.infer.caption import Caption
+from captioner.infer.explain import Explanation
 from captioner.serve.errors import RequestError
 
 Word = Annotated[str, Field(min_length=1, max_length=100)]
-STARTS = ("▁", "Ġ")
-"""How SentencePiece and byte-level tokenizers mark a token that starts a word."""
 Name = Annotated[str, Field(max_length=1000)]
 
 
@@ -66,7 +64,16 @@ class TagScore(BaseModel):
 
 class WordConfidence(BaseModel):
     word: str
-    confidence: float = Field(description="Probability that the model gave the word, from 0 to 1.")
+    confidence: float = Field(description="How sure the model is of the word, from 0 to 1.")
+
+
+class HeatMaps(BaseModel):
+    """Where in the photo each word comes from."""
+
+    rows: int
+    columns: int
+    window: list[float] = Field(description="Left, top, right and bottom of the maps, as shares of the photo's size.")
+    maps: list[list[float]] = Field(description="Of each word, the heat of its cells from 0 to 1, row by row.")
 
 
 class Captioned(BaseModel):
@@ -80,6 +87,7 @@ class Captioned(BaseModel):
     tags: list[TagScore]
     width: int
     height: int
+    heat: HeatMaps | None = Field(None, description="Of `/v1/explain`.")
 
 
 class Failed(BaseModel):
@@ -104,35 +112,34 @@ class Problem(BaseModel):
     message: str
 
 
-def captioned(name: str, caption: Caption, width: int, height: int) -> Captioned:
+def captioned(name: str, caption: Caption, width: int, height: int, explanation: Explanation | None) -> Captioned:
     return Captioned(
         image=name,
         caption=caption.text,
         confidence=round(caption.confidence, 4),
-        words=words(caption),
+        words=[WordConfidence(word=word.text, confidence=round(word.confidence, 4)) for word in caption.words],
         alternatives=[
             Alternative(caption=other.text, confidence=round(other.confidence, 4)) for other in caption.alternatives
         ],
         tags=[TagScore(tag=tag.text, score=round(tag.score, 4)) for tag in caption.tags],
         width=width,
         height=height,
+        heat=None if explanation is None else heat_maps(explanation),
     )
 
 
-def words(caption: Caption) -> list[WordConfidence]:
-    """The words of a caption, each with the product of the probabilities of its tokens."""
-    log_probs: list[float] = []
-    for token in caption.tokens:
-        if not log_probs or token.text.startswith(STARTS):
-            log_probs.append(0.0)
-        log_probs[-1] += token.log_prob
-    written = caption.text.split()
-    if len(written) != len(log_probs):  # the tokenizer does not mark where words start
-        return [WordConfidence(word=word, confidence=round(caption.confidence, 4)) for word in written]
-    return [
-        WordConfidence(word=word, confidence=round(math.exp(log_prob), 4))
-        for word, log_prob in zip(written, log_probs, strict=True)
-    ]
+def heat_maps(explanation: Explanation) -> HeatMaps:
+    """The maps of an explanation, each from 0 to 1, and the part of the photo that they cover."""
+    _, rows, columns = explanation.maps.shape
+    width, height = explanation.photo.size
+    left, top, right, bottom = explanation.window
+    peaks = explanation.maps.max((1, 2), keepdims=True)
+    return HeatMaps(
+        rows=rows,
+        columns=columns,
+        window=[left / width, top / height, right / width, bottom / height],
+        maps=[one.ravel().round(3).tolist() for one in explanation.maps / peaks],
+    )
 
 
 def validated(model: type[BaseModel], content: Any) -> Any:

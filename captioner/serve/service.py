@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from captioner.data.images import ImageError, load_image
 from captioner.decoding.options import GenerationOptions
@@ -14,6 +15,7 @@ from captioner.distributed import available_cores
 from captioner.errors import CaptionerError
 from captioner.infer.caption import Caption
 from captioner.infer.captioner import Captioner
+from captioner.infer.explain import Explanation
 from captioner.serve import metrics
 from captioner.serve.batching import Batcher, Closed, QueueFull, Request
 from captioner.serve.errors import RequestError
@@ -31,12 +33,30 @@ class Upload(NamedTuple):
     data: bytes | Path | ImageError
 
 
+class Kind(NamedTuple):
+    """What images in one batch have in common: how they are captioned, and whether the captions are explained."""
+
+    options: GenerationOptions
+    is_explained: bool
+
+
+class Prepared(NamedTuple):
+    """An image on its way to the model: as the model takes it, and the photo itself if it is to be explained."""
+
+    pixels: np.ndarray
+    photo: Image.Image | None
+
+
 class Described(NamedTuple):
-    """A caption, and the size of the upright image in pixels."""
+    """A caption, the size of the upright image in pixels, and where the words come from if that was asked for."""
 
     caption: Caption
     width: int
     height: int
+    explanation: Explanation | None = None
+
+
+Computed = tuple[Caption, Explanation | None]
 
 
 class Service:
@@ -52,7 +72,7 @@ class Service:
     def __init__(self, captioner: Captioner, settings: Settings) -> None:
         self.captioner = captioner
         self.settings = settings
-        self.batcher: Batcher[np.ndarray, Caption] = Batcher(self._caption_batch, settings.batching, _observe_batch)
+        self.batcher: Batcher[Prepared, Computed] = Batcher(self._compute, settings.batching, _observe_batch)
         self.is_draining = False
         self.body_bytes = 0
         self._decoders = ThreadPoolExecutor(min(8, available_cores()), thread_name_prefix="decode")
@@ -79,8 +99,10 @@ class Service:
         except CaptionerError as error:
             raise RequestError(400, "invalid_options", str(error)) from error
 
-    async def caption(self, client: str, uploads: Sequence[Upload], asked: Options) -> list[Described | Failed]:
-        """Caption the images of a request; one that fails costs only itself.
+    async def caption(
+        self, client: str, uploads: Sequence[Upload], asked: Options, is_explained: bool = False
+    ) -> list[Described | Failed]:
+        """Caption the images of a request, and explain the captions; an image that fails costs only itself.
 
         Raises:
             RequestError: too many images, options that contradict one another, no free places, or no answer in time.
@@ -89,9 +111,9 @@ class Service:
         if len(uploads) > limits.max_images:
             message = f"{len(uploads)} images are over the limit of {limits.max_images} for a request"
             raise RequestError(413, "too_many_images", message)
-        options = self.generation_options(asked)
+        kind = Kind(self.generation_options(asked), is_explained)
         try:
-            with self.batcher.admit(client, options, len(uploads)) as request:
+            with self.batcher.admit(client, kind, len(uploads)) as request:
                 async with asyncio.timeout(limits.request_seconds), asyncio.TaskGroup() as group:
                     tasks = [group.create_task(self._caption_one(request, upload)) for upload in uploads]
         except QueueFull as error:
@@ -102,13 +124,17 @@ class Service:
             raise RequestError(503, "too_slow", f"no answer within {limits.request_seconds:g} s", 5) from error
         return [task.result() for task in tasks]
 
-    async def _caption_one(self, request: "Request[np.ndarray, Caption]", upload: Upload) -> Described | Failed:
+    async def _caption_one(self, request: "Request[Prepared, Computed]", upload: Upload) -> Described | Failed:
         loop = asyncio.get_running_loop()
         result: Described | Failed
         with metrics.images_in_progress.track_inprogress():
             try:
-                pixels, (width, height) = await loop.run_in_executor(self._decoders, self._prepare, upload)
-                result = Described(await request.run(pixels), width, height)
+                photo = await loop.run_in_executor(self._decoders, self._read, upload)
+                pixels = await loop.run_in_executor(self._decoders, self.captioner.preprocessing, photo)
+                width, height = photo.info["size"]
+                kept = photo if request.options.is_explained else None
+                caption, explanation = await request.run(Prepared(pixels, kept))
+                result = Described(caption, width, height, explanation)
             except ImageError as error:
                 result = Failed(image=upload.name, error=error.reason, message=error.message)
             except CaptionerError as error:  # the model cannot do this, or no caption keeps all the rules
@@ -116,17 +142,23 @@ class Service:
         metrics.images.labels(result.error if isinstance(result, Failed) else "captioned").inc()
         return result
 
-    def _prepare(self, upload: Upload) -> tuple[np.ndarray, tuple[int, int]]:
-        """In a thread: an encoded image -> what the model takes, and the size of the upright image."""
+    def _read(self, upload: Upload) -> Image.Image:
+        """In a thread: decode an image, as large as the model needs it."""
         if isinstance(upload.data, ImageError):
             raise upload.data
-        image = load_image(upload.data, self.captioner.preprocessing.min_size, self.settings.max_pixels)
-        return self.captioner.preprocessing(image), image.info["size"]
+        return load_image(upload.data, self.captioner.preprocessing.min_size, self.settings.max_pixels)
 
-    def _caption_batch(self, options: Any, pixels: Sequence[np.ndarray]) -> list[Caption]:
-        """In the batcher's thread: preprocessed images -> their captions."""
-        stream = self.captioner.stream(options)
-        return stream.add(pixels) + stream.finish()
+    def _compute(self, kind: Any, images: Sequence[Prepared]) -> list[Computed]:
+        """In the batcher's thread: caption a batch, and explain each caption if that is asked for."""
+        stream = self.captioner.stream(kind.options)
+        captions = stream.add([image.pixels for image in images]) + stream.finish()
+        if not kind.is_explained:
+            return [(caption, None) for caption in captions]
+        return [
+            (caption, self.captioner.explain(image.photo, caption=caption))
+            for caption, image in zip(captions, images, strict=True)
+            if image.photo is not None
+        ]
 
 
 def _observe_batch(size: int, seconds: float) -> None:

@@ -1,14 +1,18 @@
 """`captioner annotate -o album.captions`: what a run does, and what it leaves alone."""
 
+import csv
+import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +20,13 @@ import pytest
 from PIL import Image
 from stub_captioner import StubCaptioner, update_with
 
+from captioner import cli
 from captioner.annotate import runs
+from captioner.annotate.paths import given_images
 from captioner.annotate.project import Project
+from captioner.annotate.update import Loaded, Request, Summary, update
+from captioner.decoding.options import GenerationOptions
+from captioner.distributed import Process
 from captioner.errors import CaptionerError
 from captioner.files import exclusive
 
@@ -284,6 +293,85 @@ def test_a_project_in_another_folder_finds_its_images_from_anywhere(photos, stub
     monkeypatch.chdir(photos)
     assert update_with(None, "../albums/a.captions", ".").captioned == 0
     assert update_with(None, "../albums/a.captions", tmp_path / "photos").captioned == 0
+
+
+def test_two_processes_share_the_work_and_write_one_project(photos, captions):
+    barrier = threading.Barrier(2, timeout=60)
+
+    class Rank(Process):
+        def barrier(self):
+            barrier.wait()
+
+    for number in range(30):
+        paint(photos / f"{number:03}.png", number)
+    shutil.copy(photos / "1.png", photos / "a copy.png")
+    stubs = [StubCaptioner(), StubCaptioner()]
+
+    def work(rank: int) -> Summary | None:
+        loaded = Loaded(stubs[rank], GenerationOptions(), 4, [stubs[0].folder])
+        images = lambda: given_images(["photos"])  # noqa: E731
+        return update(Path("a.captions"), images, Request(), lambda *_: loaded, Rank(rank, 2), 2)
+
+    with ThreadPoolExecutor(2) as pool:
+        summary, nothing = pool.map(work, (0, 1))
+    assert nothing is None and summary.images == summary.captioned + summary.copied == 36
+    assert all(stub.captioned > 0 for stub in stubs) and sum(stub.captioned for stub in stubs) == summary.captioned
+    assert captions() == ALL | {f"photos/{number:03}.png": caption_of(number) for number in range(30)} | {
+        "photos/a copy.png": caption_of(1)
+    }
+
+
+JSONL = """\
+{"image": "photos/0.png", "caption": "colour 0 0 7", "confidence": 0.5, "alternatives": [], "tags": [], "width": 9, "height": 8, "model": "stub"}
+{"image": "photos/é.png", "caption": "colour 9 0 7", "confidence": 0.5, "alternatives": [], "tags": [], "width": 9, "height": 8, "model": "stub"}
+"""  # noqa: E501
+CSV = """\
+image,caption,confidence,alternatives,tags,width,height,model
+photos/0.png,colour 0 0 7,0.5,[],[],9,8,stub
+photos/é.png,colour 9 0 7,0.5,[],[],9,8,stub
+"""
+TABLE = "photos/0.png\tcolour 0 0 7\nphotos/é.png\tcolour 9 0 7\n"
+ERRORS = """\
+{"image": "photos/x.png", "error": "not_an_image", "message": "not an image in a supported format, whatever its name says"}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(("name", "golden"), [("out.jsonl", JSONL), ("out.csv", CSV), (None, TABLE)])
+def test_what_is_written_without_a_project_is_as_it_was(photos, monkeypatch, capsys, name, golden):
+    """Golden outputs of the release before projects."""
+    for number in range(1, 5):
+        (photos / f"{number}.png").unlink()
+    paint(photos / "é.png", 9)
+    (photos / "x.png").write_bytes(b"broken")
+    monkeypatch.setattr("captioner.cli.annotate.load_captioner", lambda *_: Wordless())
+    monkeypatch.setattr(sys, "argv", ["captioner", "annotate", "photos", *(["-o", name] if name else [])])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr()
+    assert end.value.code == 3
+    if name is None:
+        assert said.out == golden and said.err.startswith("photos/x.png: not an image")
+        return
+    if name == "out.jsonl":
+        rows = [json.loads(line) for line in Path(name).read_text(encoding="utf-8").splitlines()]
+        first = "".join(json.dumps({key: row[key] for key in list(row)[:8]}, ensure_ascii=False) + "\n" for row in rows)
+    else:
+        with open(name, encoding="utf-8", newline="") as file:
+            first = "".join(",".join(cells[:8]) + "\n" for cells in csv.reader(file))
+    assert first == golden, "newer fields come after those that were there"
+    errors = Path("out.errors.jsonl" if name == "out.jsonl" else f"{name}.errors.jsonl")
+    assert errors.read_text() == ERRORS and said.err == "2 captioned, 1 failed\n"
+    assert sorted(os.listdir()) == sorted(["photos", name, errors.name])
+
+
+class Wordless(StubCaptioner):
+    """The stub, with the options that the command asks a captioner for."""
+
+    def word_options(self, *words: object) -> dict[str, object]:
+        return {}
+
+    def options(self, **given: object) -> GenerationOptions:
+        return GenerationOptions(**given)
 
 
 def test_projects_need_no_torch(photos):

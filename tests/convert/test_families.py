@@ -1,5 +1,6 @@
 """Every family that is converted computes what its checkpoint did: logits, captions, pixels and words."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from transformers import (
     PreTrainedModel,
 )
 
+from captioner.config import RunConfig
 from captioner.convert import convert_model
 from captioner.data.captions import encode_texts
 from captioner.decoding.stream import GenerationOptions, generate
 from captioner.hub.load import load_model
 from captioner.infer.captioner import Captioner
 from captioner.infer.tokenizer import load_tokenizer
+from captioner.training.trainer import train
 
 ENDING = {"vit, gpt2", "vit, bert", "beit, roberta", "blip", "git"}
 """Kinds whose random weights end some captions before they are cut."""
@@ -126,3 +129,56 @@ def test_it_is_exported(converted, pictures, tmp_path, kind):
     expected = Captioner.from_pretrained(converted, device="cpu")(pictures)
     found = Captioner.from_pretrained(tmp_path / "exported")(pictures)
     assert [caption.text for caption in found] == [caption.text for caption in expected]
+
+
+def test_every_search_decodes_it(converted, pictures, kind):
+    if kind not in ("vit, bert", "git"):
+        pytest.skip("one kind for each form of attention")
+    captioner = Captioner.from_pretrained(converted, device="cpu")
+    short = {"max_new_tokens": 6}
+    forced = captioner(pictures[:2], forced_words="dogs", num_beams=4, **short)
+    assert all("dogs" in caption.text for caption in forced)
+    begun = captioner(pictures[:2], prefix="a picture of", **short)
+    assert all(caption.text.startswith("a picture of") for caption in begun)
+    diverse = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 5.0, "num_return_sequences": 2}
+    assert all(len(caption.alternatives) == 1 for caption in captioner(pictures[:2], **diverse, **short))
+    drawn, again = (captioner(pictures[:3], do_sample=True, seed=1, batch_size=size, **short) for size in (3, 2))
+    assert [caption.text for caption in drawn] == [caption.text for caption in again]
+
+
+def test_a_prefix_is_what_transformers_calls_a_prompt(original, converted, pictures, kind):
+    if kind not in ("blip", "git"):
+        pytest.skip("the families whose generate takes a prompt")
+    captioner = Captioner.from_pretrained(converted, device="cpu")
+    prompt = captioner.backend.tokenizer.encode("a picture of")
+    pixels = torch.from_numpy(captioner.preprocessing(pictures[0]))[None]
+    start, end = captioner.backend.start, captioner.backend.model.config.eos_token_id
+    ids = torch.tensor([[start, *prompt, *([end] if kind == "blip" else [])]])  # BLIP's generate drops the last
+    found = original.generate(pixel_values=pixels, input_ids=ids, num_beams=3, max_length=None, max_new_tokens=6)
+    text = captioner.backend.tokenizer.decode([token for token in found[0, 1:].tolist() if token != end])
+    caption = captioner(pictures[0], prefix="a picture of", num_beams=3, max_new_tokens=6)
+    assert caption.text == " ".join(text.split())
+
+
+def test_it_fine_tunes(converted, pictures, tmp_path, kind):
+    if kind not in ("blip, wider images", "git"):
+        pytest.skip("training takes seconds")
+    lines = []
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{number}.png")
+        captions = ["a bus in the street", "two dogs play in the snow"]
+        lines += [{"image": f"{number}.png", "caption": caption} for caption in captions[: 1 + number % 2]]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    data = {"path": str(tmp_path / "captions.jsonl")}
+    rates = {"trunk": 1e-5, "bridge": 1e-3, "decoder": 1e-2}
+    recipe = {
+        "output_dir": str(tmp_path / "run"),
+        "pretrained": {"captioner": str(converted)},
+        "model": {"gradient_checkpointing": True},
+        "data": {"train": data, "validation": data, "max_caption_tokens": 20},
+        "optimization": {"batch_size": 8},
+        "phases": [{"name": "joint", "steps": 30, "learning_rates": rates}],
+    }
+    train(RunConfig.model_validate(recipe))
+    learnt = Captioner.from_pretrained(tmp_path / "run", device="cpu")(pictures[0]).text
+    assert learnt and set(learnt.split()) <= {"a", "bus", "in", "the", "street", "two", "dogs", "play", "snow"}

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import yaml
+from hub_server import Hub, serving
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -129,6 +131,28 @@ def test_only_captioners_are_published(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CaptionerError, match="a 'bert' model"):
         prepare_upload(tmp_path, tmp_path / "out", "someone/x", SEARCH)
+
+
+def test_a_pushed_model_captions_the_same_from_a_fresh_cache(
+    published: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(Hub()) as hub:
+        constants = huggingface_hub.constants
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        assert upload(published, "someone/birds", token="hf_secret").startswith(f"{hub.address}/someone/birds/commit/")
+        assert ("POST", "/api/validate-yaml") in hub.requests
+        files = hub.commits["someone/birds"][hub.refs["someone/birds"]["main"]]
+        assert files.keys() == {
+            path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()
+        }
+        assert {"modeling_captioner.py", "recipe.yaml", "scores.json", f"{SAMPLES}/0.jpg"} <= files.keys()
+        again = Captioner.from_pretrained("someone/birds", cache_dir=tmp_path / "fresh")
+        expected = [caption.text for caption in Captioner.from_pretrained(published)(photos)]
+        assert [caption.text for caption in again(photos)] == expected
 
 
 def test_a_hub_that_cannot_be_reached_costs_one_line(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,9 @@ def test_a_model_returns_what_its_layers_computed(make_model: Any) -> None:
     assert torch.equal(output.encoder_hidden_states[-1], output.encoder_last_hidden_state)
     torch.testing.assert_close(model.lm_head(output.decoder_hidden_states[-1]), output.logits)
     alone = model(images[1:], decoder_input_ids=inputs[3:], output_attentions=True)
+    alone.cross_attentions[1].retain_grad()
+    alone.logits.sum().backward()
+    assert alone.cross_attentions[1].grad is not None
     torch.testing.assert_close(alone.cross_attentions[1][0], output.cross_attentions[1][3])
 
 

@@ -59,6 +59,13 @@ def test_captions_that_are_cut_keep_the_end_of_sequence_as_in_training(processor
     assert processor(text="a red square.", truncation=True, max_length=5)["input_ids"] == expected
 
 
+def test_the_end_of_sequence_is_in_the_mask_of_special_tokens(processor: CaptionerProcessor) -> None:
+    tokenizer = processor.tokenizer
+    ids = tokenizer("a red circle", return_special_tokens_mask=True)
+    assert ids["special_tokens_mask"] == [0] * (len(ids["input_ids"]) - 1) + [1]
+    assert tokenizer.get_special_tokens_mask(ids["input_ids"], already_has_special_tokens=True)[-1] == 1
+
+
 def test_captions_that_are_not_text_raise_the_error_of_transformers(processor: CaptionerProcessor) -> None:
     with pytest.raises(ValueError, match="must be a string or list of strings"):
         processor(text=["a red circle", None])

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from captioner import Captioner
@@ -30,6 +31,18 @@ def test_a_form_with_one_photo_gives_the_record_that_infer_writes(running, cap, 
     assert [tag["tag"] for tag in result["tags"]] == [tag.text for tag in expected.tags]
     assert " ".join(word["word"] for word in result["words"]) == expected.text
     assert all(0 <= word["confidence"] <= 1 for word in result["words"])
+
+
+def test_an_explanation_has_the_caption_and_a_heat_map_for_each_word(running, cap, photos):
+    answer = running.post(photos[1], b"no photo", path="/v1/explain", num_beams=2).json()["results"]
+    expected = cap.explain(photos[1], num_beams=2)
+    assert answer[0]["caption"] == expected.caption.text and answer[1]["error"] == "not_an_image"
+    heat = answer[0]["heat"]
+    maps = np.array(heat["maps"]).reshape(-1, heat["rows"], heat["columns"])
+    assert len(maps) == len(answer[0]["words"]) > 0
+    np.testing.assert_allclose(maps, expected.maps / expected.maps.max((1, 2), keepdims=True), atol=2e-3)
+    assert 0 <= heat["window"][0] < heat["window"][2] <= 1
+    assert "heat" not in running.post(photos[1]).json()["results"][0]
 
 
 def test_each_of_several_photos_has_its_own_result_or_error_in_order(running, cap, photos):

@@ -10,6 +10,7 @@ import pytest
 from browser import browser, complaints, resize, serious_faults
 
 from captioner import Captioner
+from captioner.infer.words import Word
 
 HOSTILE = "<img src=x onerror=document.title='stolen'> & \"quoted\""
 
@@ -20,6 +21,13 @@ transfer.items.add(new File([bytes], "<b>photo</b>.png", { type: "image/png" }))
 for (const name of ["dragover", "drop"]) {
   document.body.dispatchEvent(new DragEvent(name, { dataTransfer: transfer, bubbles: true, cancelable: true }));
 }
+"""
+
+
+DARKEST = """
+const canvas = document.getElementById("heat");
+const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+return data.reduce((most, value, place) => (place % 4 === 3 ? Math.max(most, value) : most), 0);
 """
 
 
@@ -62,6 +70,17 @@ def test_a_chosen_photo_is_shown_with_its_caption_and_the_confidence_of_each_wor
     assert driver.execute_script("return document.getElementById('photo').naturalWidth") == 60
     assert f"{round(100 * expected.confidence)} %" in find(driver, "#confidence").text
     assert all(tag.text in find(driver, "#more").text for tag in expected.tags)
+    assert complaints(driver) == []
+
+
+def test_pointing_at_a_word_shows_where_it_comes_from(driver, running, cap, photos):
+    driver.get(running.url)
+    choose(driver, photos[0])
+    wait(driver, lambda: "Point at a word" in find(driver, "#hint").text)
+    assert driver.execute_script(DARKEST) == 0
+    word = find(driver, ".word")
+    word.click()
+    assert driver.execute_script(DARKEST) > 50 and word.get_attribute("aria-pressed") == "true"
     assert complaints(driver) == []
 
 
@@ -112,10 +131,14 @@ class Replaced:
         self.text = text
 
     def add(self, images: Any) -> list[Any]:
-        return [dataclasses.replace(caption, text=self.text) for caption in self.stream.add(images)]
+        return self.replaced(self.stream.add(images))
 
     def finish(self) -> list[Any]:
-        return [dataclasses.replace(caption, text=self.text) for caption in self.stream.finish()]
+        return self.replaced(self.stream.finish())
+
+    def replaced(self, captions: list[Any]) -> list[Any]:
+        words = tuple(Word(word, 0.5) for word in self.text.split())
+        return [dataclasses.replace(caption, text=self.text, words=words) for caption in captions]
 
 
 def test_the_page_asks_for_the_token_and_goes_on_with_the_photo(driver, serving, cap, photos):

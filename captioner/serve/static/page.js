@@ -72,11 +72,11 @@ function drawHeat({ rows, columns, window: [left, top, right, bottom] }, map) {
   context.drawImage(grid, x, y, width, height);
 }
 
-function offerHeat(explained) {
+function offerHeat({ heat }) {
   const buttons = [...document.querySelectorAll(".word")];
-  if (explained.heat.maps.length !== buttons.length) return;
+  if (heat.maps.length !== buttons.length) return;
   let pinned = null;
-  const light = (place) => (place === null ? clearHeat() : drawHeat(explained.heat, explained.heat.maps[place]));
+  const light = (place) => (place === null ? clearHeat() : drawHeat(heat, heat.maps[place]));
   buttons.forEach((button, place) => {
     button.ariaPressed = "false";
     button.addEventListener("mouseenter", () => light(place));
@@ -114,7 +114,7 @@ async function caption(photo) {
     }
     show(photo, result);
     const explained = await ask("/v1/explain", photo);
-    if (number === asked && explained.status === 200) offerHeat(explained.answer);
+    if (number === asked && explained.status === 200) offerHeat(explained.answer.results[0]);
   } catch (error) {
     if (number === asked) element("problem").textContent = `The server cannot be reached: ${error.message}`;
   } finally {
