@@ -8,7 +8,7 @@ import torch
 
 from captioner.distributed import Process, available_cores, this_process
 from captioner.errors import CaptionerError
-from captioner.infer import torch_backend
+from captioner.infer.devices import choose_device
 
 
 @pytest.mark.parametrize("names", ["RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE", "PMI_RANK PMI_SIZE"])
@@ -91,10 +91,10 @@ def test_processes_of_a_machine_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
     monkeypatch.setattr(torch, "zeros", lambda size, device: tried.append(device) or torch.ones(size))
-    assert torch_backend._device("auto") == torch.device("cuda")
+    assert choose_device("auto") == torch.device("cuda")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_RANK", "6")
-    assert torch_backend._device("auto") == torch_backend._device("cuda") == torch.device("cuda", 2)
-    assert torch_backend._device("cuda:1") == torch.device("cuda", 1)
-    assert torch_backend._device("cpu") == torch.device("cpu")
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda", 2)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cpu") == torch.device("cpu")
     assert tried[1:3] == [torch.device("cuda", 2)] * 2, "each is tried before weights are read"

@@ -415,6 +415,7 @@ def test_embedding_in_place_keeps_the_project_up_to_date_and_people_s_words(writ
         assert project.flags(2) == {
             "two texts": "embedded: mine",
             "photo changed": "the file has changed since a person described it",
+            "blank": "",
         }
     assert update_with(StubCaptioner(), "other.captions", "photos").captioned == 1
 

@@ -93,7 +93,7 @@ def test_attention_to_images_is_what_it_was_for_one_caption_and_for_beams(
     logits: list[list[np.ndarray]] = []
     for folder in (exported, whole):
         model = load_exported(folder)
-        size = model.preprocessing.image_size
+        size = model.settings.preprocessing.image_size
         states, _ = model.encode(np.random.default_rng(1).standard_normal((3, 3, size, size), dtype=np.float32))
         for captions in (1, 4):
             decoder, rows = model.steps(states), np.arange(3)[:, None].repeat(captions, axis=1)

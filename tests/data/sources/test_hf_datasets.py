@@ -98,9 +98,7 @@ def test_data_sets_do_not_choose_servers() -> None:
 
 
 @pytest.mark.parametrize("name", ["csv", "imagefolder", "parquet", "webdataset", "text"])
-def test_a_folder_named_like_a_loader_is_that_folder(
-    self, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_named_like_a_loader_is_that_folder(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)  # whose photos are not those of the data set
     (folder / name).mkdir()
     write_csv(folder / name / "metadata.csv", [("only.png", "of the folder")], header=("file_name", "caption"))
