@@ -188,7 +188,8 @@ def test_another_librarys_model_is_converted_once_and_found_offline(
     sha = put(hub, tmp_path / "git", "someone/git")
     command = [sys.executable, "-m", "captioner", "annotate", str(photos[0]), "--model", "someone/git"]
     variables = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(command, env=variables, check=True, capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
     place = tmp_path / "home" / "captioner" / "1" / "models--someone--git" / sha
     assert done.stderr == f"someone/git: a 'git' model; converting it, once, to {place}\n"
     assert not any(path.endswith(".bin") for _, path in hub.requests)
