@@ -196,7 +196,8 @@ def annotate(
 
     if engine == "ray":
         others = (listed, output_format, style != "caption", adapter, prompt, trust_remote_code, neutral_people, sheets)
-        if output is None or is_project or len(named) != 1 or any(others) or min_confidence is not None:
+        chosen = min_confidence or {device, precision, backend} != {"auto"}
+        if output is None or is_project or len(named) != 1 or any(others) or chosen:
             raise CaptionerError(
                 "--engine ray takes one path, -o FOLDER, --model, --batch-size and options of the search"
             )

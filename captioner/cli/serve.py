@@ -57,7 +57,11 @@ def serve(
         Project(project).close()
     is_local = host in LOOPBACK
     settings = Settings(
-        batching=Limits(batch_size), token=token or None, files=files, hosts=LOOPBACK if is_local else None
+        batching=Limits(batch_size),
+        token=token or None,
+        files=files,
+        project=project,
+        hosts=LOOPBACK if is_local else None,
     )
     listener = listen(host, port)
     configure_logging()
