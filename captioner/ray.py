@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from captioner.annotate.formats.records import alternatives_of, tags_of
 from captioner.annotate.pipeline import Captioned, caption_images
 from captioner.data.images import IMAGE_EXTENSIONS
 from captioner.errors import CaptionerError
@@ -157,15 +158,11 @@ class Annotator:
         if not isinstance(result, Captioned):
             return (None, None, None, None, None, None, self.captioner.name, result.error, result.message)
         caption = result.caption
-        alternatives = [
-            {"caption": other.text, "confidence": round(other.confidence, 4)} for other in caption.alternatives
-        ]
-        tags = [{"tag": tag.text, "score": round(tag.score, 4)} for tag in caption.tags]
         return (
             caption.text,
             round(caption.confidence, 4),
-            json.dumps(alternatives),
-            json.dumps(tags),
+            json.dumps(alternatives_of(caption)),
+            json.dumps(tags_of(caption)),
             result.width,
             result.height,
             self.captioner.name,

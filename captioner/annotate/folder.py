@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TextIO
 
 from captioner.annotate.alt_text import SHAPES
-from captioner.annotate.formats.records import FORMATS, Record, Write, json_line
+from captioner.annotate.formats.records import FORMATS, Record, Write, alternatives_of, json_line, tags_of
 from captioner.annotate.pipeline import ESCAPES, Captioned, Failure, caption_images, progress_bar
 from captioner.annotate.sheets import Sheets
 from captioner.data.archives import ArchiveMember
@@ -131,10 +131,8 @@ def _record(result: Captioned[Seen], model: str, style: str) -> Record:
         "image": str(result.key.image),
         "caption": shape(caption.text),
         "confidence": round(caption.confidence, 4),
-        "alternatives": [
-            {"caption": shape(other.text), "confidence": round(other.confidence, 4)} for other in caption.alternatives
-        ],
-        "tags": [{"tag": tag.text, "score": round(tag.score, 4)} for tag in caption.tags],
+        "alternatives": alternatives_of(caption, shape),
+        "tags": tags_of(caption),
         "width": result.width,
         "height": result.height,
         "model": model,

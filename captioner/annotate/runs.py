@@ -14,6 +14,7 @@ from typing import NamedTuple
 import xxhash
 
 from captioner.annotate.alt_text import SHAPES
+from captioner.annotate.formats.records import alternatives_of, tags_of
 from captioner.annotate.pipeline import Captioned, Failure, caption_images, map_ahead
 from captioner.annotate.project import Project
 from captioner.annotate.records import NewCaption, ProjectImage, Writer
@@ -288,10 +289,8 @@ def new_caption(caption: Caption, style: str, flags: Mapping[str, str]) -> NewCa
         style=style,
         confidence=caption.confidence,
         tokens=[(token.text, round(token.log_prob, 4)) for token in caption.tokens],
-        alternatives=[
-            {"caption": shape(other.text), "confidence": round(other.confidence, 4)} for other in caption.alternatives
-        ],
-        tags=[{"tag": tag.text, "score": round(tag.score, 4)} for tag in caption.tags],
+        alternatives=alternatives_of(caption, shape),
+        tags=tags_of(caption),
         words=[(word.text, round(word.confidence, 4)) for word in caption.words],
         flags=flags,
     )

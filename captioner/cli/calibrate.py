@@ -9,6 +9,8 @@ import typer
 
 from captioner.cli.shared import (
     BatchSize,
+    Chart,
+    DataImages,
     Device,
     NumBeams,
     Precision,
@@ -29,16 +31,12 @@ def calibrate(
     model: Annotated[str, typer.Argument(help="A folder, a training run, or `default`: the bundled model.")],
     data: Annotated[str, typer.Option(help="Images with two captions or more: any source that training accepts.")],
     split: Annotated[str | None, typer.Option(help="The split to fit and measure on: not one of training.")] = None,
-    images: Annotated[
-        str | None, typer.Option(help="Folder that image names are relative to; default: beside DATA.")
-    ] = None,
+    images: DataImages = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the calibration here; default: into the model's folder."),
     ] = None,
-    chart: Annotated[
-        Path | None, typer.Option(help="Draw reliability and risk against coverage, as PNG or JPEG.")
-    ] = None,
+    chart: Chart = None,
     tokenization: Tokenization = "ptb",
     device: Device = "auto",
     precision: Precision = "auto",

@@ -11,6 +11,8 @@ from captioner.cli.shared import (
     Adapter,
     Backend,
     BatchSize,
+    Chart,
+    DataImages,
     Device,
     LengthPenalty,
     MaxNewTokens,
@@ -37,9 +39,7 @@ from captioner.files import reporting
 def evaluate(
     data: Annotated[str, typer.Option(help="Images with captions: any source that training accepts.")],
     split: Annotated[str | None, typer.Option(help="The split to measure on.")] = None,
-    images: Annotated[
-        str | None, typer.Option(help="Folder that image names are relative to; default: beside DATA.")
-    ] = None,
+    images: DataImages = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write all numbers as JSON.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write the captions in COCO's results layout.")] = None,
     metrics: Metrics = None,
@@ -57,9 +57,7 @@ def evaluate(
     no_repeat_ngram_size: NoRepeatNgramSize = None,
     length_penalty: LengthPenalty = None,
     neutral_people: NeutralPeople = False,
-    chart: Annotated[
-        Path | None, typer.Option(help="Draw reliability and risk against coverage, as PNG or JPEG.")
-    ] = None,
+    chart: Chart = None,
 ) -> None:
     """Caption the images of a data set and score the captions against its own.
 

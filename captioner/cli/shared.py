@@ -60,6 +60,11 @@ Tokenization = Annotated[
 ]
 
 
+# Options of `evaluate` and `calibrate`.
+DataImages = Annotated[str | None, typer.Option(help="Folder that image names are relative to; default: beside DATA.")]
+Chart = Annotated[Path | None, typer.Option(help="Draw reliability and risk against coverage, as PNG or JPEG.")]
+
+
 def check_launch(script: str) -> None:
     """Raise CaptionerError if `accelerate launch --cpu --num_processes N` started a single process, as without MPI."""
     from captioner.distributed import COUNT

@@ -5,12 +5,23 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
+from captioner.infer.caption import Caption
+
 Record = dict[str, Any]
 Write = Callable[[Record], object]
 
 FIELDS = ("image", "caption", "confidence", "alternatives", "tags", "width", "height", "model")
 WITH_DOUBTS = (*FIELDS, "words", "flags", "abstained")
 NESTED = ("alternatives", "tags", "words", "flags")
+
+
+def alternatives_of(caption: Caption, shape: Callable[[str], str] = str) -> list[Record]:
+    """The further captions of an image, each brought into shape."""
+    return [{"caption": shape(other.text), "confidence": round(other.confidence, 4)} for other in caption.alternatives]
+
+
+def tags_of(caption: Caption) -> list[Record]:
+    return [{"tag": tag.text, "score": round(tag.score, 4)} for tag in caption.tags]
 
 
 def json_line(record: Record) -> str:
