@@ -22,7 +22,7 @@ import psutil
 from PIL import Image, ImageDraw
 
 from captioner.annotate.project import Project
-from captioner.annotate.records import NewCaption, Writer
+from captioner.annotate.project_records import NewCaption, Writer
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

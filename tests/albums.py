@@ -10,7 +10,7 @@ import httpx
 from PIL import Image
 
 from captioner.annotate.project import Project
-from captioner.annotate.records import NewCaption, Writer
+from captioner.annotate.project_records import NewCaption, Writer
 from captioner.review.access import Access
 from captioner.review.app import create_app
 from captioner.review.server import Server, listen

@@ -22,8 +22,8 @@ from captioner.decoding.options import GenerationOptions
 from captioner.hub.find import BUNDLED
 from captioner.infer.captioner import Captioner
 from captioner.infer.export_format import GRAPHS, find_graphs
-from captioner.metrics.calibration import Trust
 from captioner.metrics.score import score_captions
+from captioner.metrics.trust import Trust
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
 

@@ -25,8 +25,8 @@ from captioner.infer.calibration import (
 from captioner.infer.caption import Caption
 from captioner.infer.captioner import Captioner
 from captioner.infer.words import tokens_of_words
-from captioner.metrics.calibration import Trust, human_median
 from captioner.metrics.score import score_captions, tokenizer
+from captioner.metrics.trust import Trust, human_median
 
 FEWEST = 50
 """Images to fit on: seven weights from fewer would be noise."""

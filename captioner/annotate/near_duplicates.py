@@ -7,7 +7,7 @@ import numpy as np
 
 from captioner.annotate.pipeline import map_ahead
 from captioner.annotate.project import Project
-from captioner.annotate.records import ProjectImage
+from captioner.annotate.project_records import ProjectImage
 from captioner.annotate.runs import open_image
 from captioner.annotate.scan import CHUNK
 from captioner.data.images import ImageError, load_image

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import xxhash
 
-from captioner.annotate.records import (
+from captioner.annotate.project_records import (
     Conflict,
     Decision,
     NewCaption,

@@ -15,12 +15,12 @@ import xxhash
 
 from captioner.annotate.alt_text import SHAPES
 from captioner.annotate.formats.records import alternatives_of, tags_of
+from captioner.annotate.given_words import embedded_words, merge_words
 from captioner.annotate.pipeline import Captioned, Failure, caption_images, map_ahead
 from captioner.annotate.project import Project
-from captioner.annotate.records import NewCaption, ProjectImage, Writer
+from captioner.annotate.project_records import NewCaption, ProjectImage, Writer
 from captioner.annotate.scan import CHUNK, encoded
 from captioner.annotate.sheets import Sheets
-from captioner.annotate.words import embedded_words, merge_words
 from captioner.data.archives import ArchiveMember
 from captioner.data.images import MAX_BYTES, ImageError
 from captioner.decoding.options import GenerationOptions

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
+from captioner.annotate.given_words import merge_words, read_sidecars, sidecar_state
 from captioner.annotate.project import Project
-from captioner.annotate.words import merge_words, read_sidecars, sidecar_state
 from captioner.data.archives import ArchiveMember
 
 Item = TypeVar("Item")

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from captioner.metrics.calibration import Trust, reliability
+from captioner.metrics.trust import Trust, reliability
 
 SIDE, MARGIN, GAP, TEXT = 420, 64, 40, 15
 INK, GRID, BLUE, ORANGE = "#222222", "#dddddd", "#2b6cb0", "#dd6b20"

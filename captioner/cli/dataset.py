@@ -30,7 +30,7 @@ def build(
 
     Exit status: 0 all written, 3 some images could not be read and are listed on stderr, 2 usage error.
     """
-    from captioner.annotate import dataset
+    from captioner.annotate import reviewed_dataset
     from captioner.annotate.project import Project
 
     left: list[str] = []
@@ -40,7 +40,7 @@ def build(
         print(f"left out {name!r}: {reason}", file=sys.stderr)
 
     with Project(project) as opened:
-        manifest = dataset.build(opened, output, share=validation, person_weight=person_weight, report=report)
+        manifest = reviewed_dataset.build(opened, output, share=validation, person_weight=person_weight, report=report)
     parts = ", ".join(f"{count:,} {split}" for split, count in manifest["by_split"].items())
     print(f"{output}: {parts}", file=sys.stderr)
     if len(manifest["by_split"]) < 2 and validation > 0:
@@ -54,7 +54,7 @@ def stats(
     path: Annotated[Path, typer.Argument(help="A data set; or a project, for what each reviewer did and agreed on.")],
 ) -> None:
     """Print counts as JSON: of a data set its images, words and people; of a project decisions and agreement."""
-    from captioner.annotate import dataset
+    from captioner.annotate import reviewed_dataset
     from captioner.annotate.agreement import agreement
     from captioner.annotate.project import Project
 
@@ -62,15 +62,15 @@ def stats(
         with Project(path) as opened:
             _print(agreement(opened).as_json())
     else:
-        _print(dataset.stats(path))
+        _print(reviewed_dataset.stats(path))
 
 
 @app.command()
 def diff(before: Folder, after: Folder) -> None:
     """Print what changed from one data set to another as JSON: images added and removed, captions changed."""
-    from captioner.annotate import dataset
+    from captioner.annotate import reviewed_dataset
 
-    _print(dataset.diff(before, after))
+    _print(reviewed_dataset.diff(before, after))
 
 
 @app.command()
@@ -79,9 +79,9 @@ def validate(path: Folder) -> None:
 
     Exit status: 0 all is well, 1 faults were found and are printed, 2 usage error.
     """
-    from captioner.annotate import dataset
+    from captioner.annotate import reviewed_dataset
 
-    faults = dataset.validate(path)
+    faults = reviewed_dataset.validate(path)
     for fault in faults:
         print(fault)
     if faults:

@@ -1,6 +1,6 @@
 """Calibrated confidence: the probability that a caption is acceptable, and for each word that people would use it.
 
-`captioner.metrics.calibration.acceptable` defines acceptable. A calibration is fitted by logistic regression with
+`captioner.metrics.trust.acceptable` defines acceptable. A calibration is fitted by logistic regression with
 scikit-learn and applied in plain Python: it costs a caption some microseconds. It is stored beside the weights, in
 calibration.json, since it is a property of them: training and averaging leave it out, exporting copies it.
 """

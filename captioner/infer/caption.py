@@ -34,7 +34,7 @@ class Caption:
 
     Attributes:
         text: the caption, on one line.
-        confidence: the probability that the caption is acceptable, as `captioner.metrics.calibration.acceptable`
+        confidence: the probability that the caption is acceptable, as `captioner.metrics.trust.acceptable`
             defines it, if the model is calibrated (`captioner calibrate`). Else the geometric mean of the probabilities
             that the model gave each token and the end of sequence: comparable between captions of any length, but not
             the probability that the caption is right.

@@ -21,7 +21,7 @@ from captioner.infer.backend import Backend, CaptionStream, Preprocess
 from captioner.infer.caption import Caption
 from captioner.infer.explain import METHODS, Explanation, explanation_of
 from captioner.infer.inputs import as_several, image_batches, read_image
-from captioner.infer.load import load_backend
+from captioner.infer.load_backend import load_backend
 
 if TYPE_CHECKING:
     import torch

@@ -7,10 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from captioner.metrics.calibration import Trust
 from captioner.metrics.gender import GenderAudit
 from captioner.metrics.report import WIDTH_OF_FILES
 from captioner.metrics.score import Interval
+from captioner.metrics.trust import Trust
 
 
 def print_trust(trust: Trust) -> None:

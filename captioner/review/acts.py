@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from captioner.annotate.project import Project, stacks
-from captioner.annotate.records import Decision, ProjectImage, Verdict
+from captioner.annotate.project_records import Decision, ProjectImage, Verdict
 from captioner.data.caption_checks import MAX_CAPTION_CHARACTERS
 from captioner.errors import CaptionerError
 from captioner.review.queries import Selection

@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from captioner.annotate.agreement import agreement
 from captioner.annotate.project import Project
-from captioner.annotate.records import Conflict, ProjectImage
+from captioner.annotate.project_records import Conflict, ProjectImage
 from captioner.data.images import ImageError
 from captioner.distributed import available_cores
 from captioner.errors import CaptionerError

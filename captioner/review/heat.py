@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from captioner.annotate.project import Project
-from captioner.annotate.records import ProjectImage
+from captioner.annotate.project_records import ProjectImage
 from captioner.errors import CaptionerError
 from captioner.infer.caption import Caption, Token
 from captioner.infer.captioner import Captioner

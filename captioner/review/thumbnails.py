@@ -8,7 +8,7 @@ import threading
 from PIL import Image
 
 from captioner.annotate.project import Project
-from captioner.annotate.records import ProjectImage
+from captioner.annotate.project_records import ProjectImage
 from captioner.data.archives import ArchiveMember
 from captioner.data.images import ImageError, ImageInput, load_image
 

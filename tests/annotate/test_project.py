@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from captioner.annotate.project import Project
-from captioner.annotate.records import Conflict, NewCaption, ProjectImage, Writer
+from captioner.annotate.project_records import Conflict, NewCaption, ProjectImage, Writer
 from captioner.annotate.schema import MIGRATIONS
 from captioner.errors import CaptionerError
 

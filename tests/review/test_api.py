@@ -8,7 +8,7 @@ import pytest
 from albums import add_photo
 from PIL import Image
 
-from captioner.annotate.records import NewCaption, Writer
+from captioner.annotate.project_records import NewCaption, Writer
 from captioner.review.queries import seconds_each
 
 HOSTILE = "<script>alert(1)</script> \"'& 🐕"

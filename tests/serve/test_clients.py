@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from captioner.annotate.project import Project
-from captioner.annotate.records import NewCaption, Writer
+from captioner.annotate.project_records import NewCaption, Writer
 
 CONFIG = '<View><Image name="photo" value="$image"/><TextArea name="caption" toName="photo"/></View>'
 

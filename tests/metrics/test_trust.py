@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from captioner.errors import CaptionerError
-from captioner.metrics.calibration import (
+from captioner.metrics.cider import CiderDReward
+from captioner.metrics.trust import (
     Trust,
     auroc,
     human_median,
@@ -13,7 +14,6 @@ from captioner.metrics.calibration import (
     reliability,
     risk_coverage,
 )
-from captioner.metrics.cider import CiderDReward
 
 REFERENCES = [
     ["a dog runs on grass", "the dog runs on the grass", "a brown dog is running"],

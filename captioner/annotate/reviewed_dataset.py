@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 
 from captioner.annotate.project import Project
-from captioner.annotate.records import ProjectImage
+from captioner.annotate.project_records import ProjectImage
 from captioner.data.archives import ArchiveMember
 from captioner.data.caption_checks import caption_problem
 from captioner.data.images import ImageError

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from captioner.annotate.project import Project
+from captioner.annotate.project_records import Writer, WriterKind
 from captioner.annotate.provenance import PROVENANCE, is_unverified_model, read_provenance
-from captioner.annotate.records import Writer, WriterKind
 from captioner.data.caption_checks import caption_problem, one_line
 from captioner.data.photo_metadata import Description, embedded_description, xmp_description
 from captioner.data.text_files import decode_text, lines_of

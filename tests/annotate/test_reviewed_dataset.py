@@ -10,7 +10,7 @@ from albums import add_photo
 from PIL import Image
 from typer.testing import CliRunner
 
-from captioner.annotate import dataset
+from captioner.annotate import reviewed_dataset
 from captioner.annotate.project import Project
 from captioner.cli import app
 from captioner.config import SourceConfig
@@ -39,7 +39,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
 def build(project: Project, name: str, **settings: float) -> Path:
     folder = Path(project.folder, name)
     left: list[tuple[str, str]] = []
-    dataset.build(
+    reviewed_dataset.build(
         project, folder, **{"share": 0.2, "person_weight": 2.0} | settings, report=lambda *what: left.append(what)
     )
     assert left == []
@@ -88,7 +88,7 @@ def test_an_image_stays_in_its_part_under_another_name_and_beside_new_ones(proje
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
 def test_about_the_share_is_for_validation(share):
     digests = [f"{number * 2654435761 % 2**32:08x}" + "0" * 24 for number in range(2000)]
-    val = sum(dataset.split_of(digest, share) == "val" for digest in digests)
+    val = sum(reviewed_dataset.split_of(digest, share) == "val" for digest in digests)
     assert abs(val - 2000 * share) < 10
 
 
@@ -105,7 +105,7 @@ def test_a_photo_in_an_archive_is_copied_out(project, tmp_path):
     folder = build(project, "v1")
     (row,) = (row for row in rows_of(folder).values() if row["caption"] == "a red square")
     assert (folder / row["image"]).read_bytes() == (tmp_path / "x.png").read_bytes()
-    assert dataset.validate(folder) == []
+    assert reviewed_dataset.validate(folder) == []
 
 
 def test_diff_goes_by_the_images_not_their_names(project):
@@ -114,7 +114,7 @@ def test_diff_goes_by_the_images_not_their_names(project):
     project.decide(1, image.version, "edited", "ann", "something else")
     project.decide(2, project.image(2).version, "rejected", "ann")
     project.decide(40, 1, "accepted", "ann")
-    changes = dataset.diff(first, build(project, "v2"))
+    changes = reviewed_dataset.diff(first, build(project, "v2"))
     assert changes == {
         "added": ["../photos/39.png"],
         "removed": ["../photos/01.png"],
@@ -125,12 +125,12 @@ def test_diff_goes_by_the_images_not_their_names(project):
 
 def test_validate_finds_what_was_changed_since(project):
     folder = build(project, "v1")
-    assert dataset.validate(folder) == []
+    assert reviewed_dataset.validate(folder) == []
     Path(project.folder, "photos/03.png").unlink()
     Image.new("RGB", (8, 8), "white").save(Path(project.folder, "photos/04.png"))
     text = (folder / "metadata.jsonl").read_text()
     (folder / "metadata.jsonl").write_text(text.replace('"photo 5"', '"..."'))
-    faults = dataset.validate(folder)
+    faults = reviewed_dataset.validate(folder)
     assert len(faults) == 4
     for expected in ("changed since it was built", "image is missing", "image has changed", "holds no word"):
         assert any(expected in fault for fault in faults), expected
@@ -170,11 +170,11 @@ def test_a_project_without_a_decision_makes_no_data_set(tmp_path):
 def test_a_damaged_data_set_is_refused_in_one_line(project, name, content):
     folder = build(project, "v1")
     (folder / name).write_text(content)
-    for look in (dataset.read, dataset.stats, dataset.validate):
+    for look in (reviewed_dataset.read, reviewed_dataset.stats, reviewed_dataset.validate):
         with pytest.raises(CaptionerError, match="damaged data set"):
             look(folder)
     with pytest.raises(CaptionerError, match="not a data set"):
-        dataset.read(folder.parent)
+        reviewed_dataset.read(folder.parent)
 
 
 def test_the_commands_print_json_and_say_by_their_status_what_they_found(project):
