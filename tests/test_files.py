@@ -186,7 +186,7 @@ except CaptionerError as error:
 
 @posix
 def test_what_this_user_may_not_write_is_known_before(here):
-    for folder in (here, *here.parents[:2]):
+    for folder in (here, *here.parents[:3]):  # up to the folder that pytest keeps from other users
         folder.chmod(0o755)
     for folder, mode in {"open": 0o777, "closed": 0o555}.items():
         Path(folder).mkdir()

@@ -141,7 +141,7 @@ async def picture(encode: Callable[[Thumbnails, ProjectImage], bytes], request: 
         run = asyncio.get_running_loop().run_in_executor
         jpeg = await run(review.decoders, encode, review.thumbnails, image)
     except ImageError as error:
-        return Json({"error": str(error)}, 404)
+        return Json({"error": f"{image.name}: {error.message}"}, 404)  # not where the project is on this machine
     return Response(jpeg, media_type="image/jpeg", headers=FOREVER)
 
 
