@@ -45,6 +45,7 @@ def main(recipe: str, reshard: str, breaks_at: str) -> None:
         transformer_cls_names_to_wrap=["TransformerLayer", "Block"],
     )
     PartialState().distributed_type = DistributedType.FSDP  # which accelerate leaves out on CPUs
+    end_training = Accelerator.end_training
     Accelerator.end_training = Accelerator.wait_for_everyone  # the processes stay together for the next training
     config = load_config(recipe)
     watched = WatchedTrainer(config, resume=False)
@@ -69,6 +70,7 @@ def main(recipe: str, reshard: str, breaks_at: str) -> None:
             breaking.run()
         except KeyboardInterrupt:
             Trainer(config, resume=True).run()
+    end_training(watched.accelerator)  # gloo's threads abort a process that exits while its group is alive
 
 
 if __name__ == "__main__":
