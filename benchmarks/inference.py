@@ -48,9 +48,10 @@ from captioner.convert import convert_model
 from captioner.data.images import load_image
 from captioner.export.onnx import export_in_place, export_model
 from captioner.hub.load import load_model
+from captioner.infer import onnx_backend, torch_backend
 from captioner.infer.backend import Backend
 from captioner.infer.captioner import Captioner
-from captioner.infer.onnx_backend import OnnxBackend, images_together, parts
+from captioner.infer.onnx_backend import OnnxBackend, parts
 from captioner.infer.torch_backend import TorchBackend
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 
@@ -203,7 +204,9 @@ def step_weights(model: CaptionerForConditionalGeneration) -> int:
 
 def images_a_step(backend: Backend, batch_size: int) -> int:
     """How many images a step of the decoder serves; exported, half of those that are decoded together."""
-    return images_together(batch_size) // 2 if isinstance(backend, OnnxBackend) else batch_size
+    if isinstance(backend, OnnxBackend):
+        return onnx_backend.images_together(batch_size) // 2
+    return batch_size if backend.device.type == "cuda" else torch_backend.images_together(batch_size)
 
 
 def encode(backend: Backend, batches: list[np.ndarray]) -> None:
@@ -214,7 +217,7 @@ def encode(backend: Backend, batches: list[np.ndarray]) -> None:
     elif isinstance(backend, TorchBackend):
         with torch.inference_mode():
             for batch in batches:
-                backend.model.encoder(pixel_values=torch.from_numpy(batch).to(backend.device, backend.dtype))
+                backend.encode(torch.from_numpy(batch).to(backend.device, backend.dtype))
 
 
 def shares_of_the_limit(

@@ -65,7 +65,7 @@ class DecoderGraph(nn.Module):
     From the newest tokens [B, K], the rows [B, K] of the caches that they follow, the self-attention caches, 2 L
     tensors [N, T, D], and the encoder's 2 L -> logits [B, K, V], the `num_candidates` most probable next tokens
     with their log-probabilities, both [B, K, num_candidates], the mean of the cross-attention's weights over heads and
-    layers [B, K, P] (not with an image prefix), and the caches [B * K, T + 1, D]. A run computes only what it fetches.
+    layers [B, K, P] (not with an image prefix), and the caches [B * K, T + 1, D].
 
     The layers are written out over [B, K, D], which leaves a step few operations beside its products. An image's K
     captions read its keys and values uncopied. The position is T.

@@ -39,7 +39,7 @@ try:
     from onnxscript import optimizer
 
     from captioner.export import graphs, int8
-    from captioner.export.rewrites import split_projections, untie
+    from captioner.export.rewrites import compute_on_request, split_projections, untie
     from captioner.export.stored_weights import read_weights_from
     from captioner.infer.exported_model import ExportedModel
 except ModuleNotFoundError as error:
@@ -100,6 +100,7 @@ def export_model(
         _write_graphs(partial, network, precision)
         for graph in GRAPHS:
             _convert(partial / graph, precision)
+            _compute_attention_on_request(partial / graph)
         written = Graphs(partial, precision, None, *_image_tokens(network))
         agreement = _check(network, written, partial, name)
         _write_format(written, partial, name)
@@ -125,6 +126,7 @@ def export_in_place(model: str | Path) -> Agreement:
             for graph in GRAPHS:
                 _convert(partial / graph, "fp32")
                 read_weights_from(partial / graph, weights)
+                _compute_attention_on_request(partial / graph)
             (partial / WEIGHTS).symlink_to(weights.resolve())
             written = Graphs(partial, "fp32", digest, *_image_tokens(network))
             agreement = _check(network, written, folder, name)
@@ -299,6 +301,13 @@ def _convert(path: Path, precision: str) -> None:
     opsets = {entry.domain: entry.version for entry in onnx.load(path).opset_import}
     if opsets[""] != OPSET:
         raise CaptionerError(f"{path.stem} came out in opset {opsets['']}, not {OPSET}")
+
+
+def _compute_attention_on_request(path: Path) -> None:
+    """Only explanations read it."""
+    model = onnx.load(path, load_external_data=False)
+    compute_on_request(model.graph, "attention")
+    path.write_bytes(model.SerializeToString())
 
 
 @torch.inference_mode()

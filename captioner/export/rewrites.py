@@ -1,7 +1,7 @@
-"""Changes to a graph before it is quantised, which leave what it computes as it is."""
+"""Changes to a graph that leave what it computes as it is."""
 
 import numpy as np
-from onnx import GraphProto, helper, numpy_helper
+from onnx import GraphProto, TensorProto, helper, numpy_helper
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 
@@ -43,3 +43,31 @@ def untie(graph: GraphProto) -> None:
         weight = numpy_helper.to_array(stored[node.input[0]])
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(weight.T), node.output[0]))
         graph.node.remove(node)
+
+
+def compute_on_request(graph: GraphProto, output: str) -> None:
+    """Compute a floating-point output, if there is one of this name, only where a new input, `with_` and its name, is
+    true; elsewhere it is empty. ONNX Runtime computes every output, fetched or not."""
+    described = next((value for value in graph.output if value.name == output), None)
+    if described is None:
+        return
+    needed = {value.name for value in graph.output if value.name != output}
+    for node in reversed(graph.node):  # in topological order
+        if needed.intersection(node.output):
+            needed.update(node.input)
+    own = [node for node in graph.node if not needed.intersection(node.output)]
+    others = [node for node in graph.node if needed.intersection(node.output)]
+    inner = f"{output}, computed"
+    for node in own:
+        node.output[:] = [inner if name == output else name for name in node.output]
+    type_, rank = described.type.tensor_type.elem_type, len(described.type.tensor_type.shape.dim)
+    nothing = helper.make_tensor(f"no {output}", type_, [0] * rank, [])
+    empty = helper.make_node("Constant", [], [nothing.name], value=nothing)
+    then = helper.make_graph(own, "then", [], [helper.make_tensor_value_info(inner, type_, None)])
+    otherwise = helper.make_graph([empty], "else", [], [helper.make_tensor_value_info(nothing.name, type_, None)])
+    condition = helper.make_tensor_value_info(f"with_{output}", TensorProto.BOOL, [])
+    choice = helper.make_node("If", [condition.name], [output], then_branch=then, else_branch=otherwise)
+    described.CopyFrom(helper.make_tensor_value_info(output, type_, [None] * rank))
+    graph.input.append(condition)
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend([*others, choice])

@@ -15,7 +15,7 @@ from pathlib import Path
 from captioner.errors import CaptionerError
 
 FORMAT = "graphs.json"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 WEIGHTS = "model.safetensors"
 GRAPHS = ("encoder.onnx", "decoder.onnx")
 

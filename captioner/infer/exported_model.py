@@ -19,10 +19,6 @@ from captioner.infer.caption import Caption, CaptionMaker, likely_tags
 from captioner.infer.export_format import WEIGHTS, Graphs
 from captioner.infer.model_settings import ModelSettings
 
-ONLY_WHAT_IS_FETCHED = onnxruntime.RunOptions()
-ONLY_WHAT_IS_FETCHED.only_execute_path_to_fetches = True
-"""Attention, which only explanations read, costs captioning nothing."""
-
 
 class Encoded(NamedTuple):
     """Images as the decoder reads them: its cross-attention inputs by name, and tag logits [B, C]."""
@@ -132,7 +128,7 @@ class Graph:
             CaptionerError: it does not go with these inputs, or with the memory there is.
         """
         with self._explained():
-            return self.session.run_with_ort_values(names, inputs, ONLY_WHAT_IS_FETCHED)
+            return self.session.run_with_ort_values(names, inputs)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -176,6 +172,8 @@ class DecoderSteps:
     def _run(self, names: list[str], token_ids: np.ndarray, rows: np.ndarray, num_candidates: int) -> list[np.ndarray]:
         count = np.array(min(num_candidates, self.vocab_size))
         arrays = {"input_ids": token_ids, "rows": rows, "num_candidates": count}
+        if "with_attention" in self.graph.inputs:
+            arrays["with_attention"] = np.array("attention" in names)
         inputs = {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
         wanted = [*names, *(f"new_{name}" for name in self.self_states)]
         results = self.graph.run(wanted, {**inputs, **self.self_states, **self.cross_states})

@@ -100,6 +100,14 @@ class TorchBackend:
     def stream(self, options: GenerationOptions) -> "TorchStream":
         return TorchStream(self, options)
 
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Return image tokens [B, P, D]. A CPU encodes a few images at a time, so that the C library can reuse the
+        memory of their tensors (`reuse_blocks`: blocks of up to 31 MiB)."""
+        on_cpu = pixel_values.device.type == "cpu"
+        parts = pixel_values.split(max(4, 2 * torch.get_num_threads())) if on_cpu else (pixel_values,)
+        image_tokens = [self.model.encoder(pixel_values=part).last_hidden_state for part in parts]
+        return image_tokens[0] if len(parts) == 1 else torch.cat(image_tokens)
+
     def token_maps(self, photo: Image.Image, token_ids: Sequence[int], method: str) -> np.ndarray:
         pixels = torch.from_numpy(self.preprocessing(photo))[None].to(self.device, self.dtype)
         return token_maps(self.model, pixels, token_ids, method).cpu().numpy()
@@ -126,13 +134,16 @@ class ProcessorTokenizer:
 
 
 class TorchStream:
-    """A `GenerationStream` that takes images and returns captions. On a CUDA device it works one batch behind."""
+    """A `GenerationStream` that takes images and returns captions. On a CUDA device it works one batch behind;
+    elsewhere it decodes the images of several small batches together."""
 
     def __init__(self, backend: TorchBackend, options: GenerationOptions) -> None:
         self.backend = backend
         self.make = CaptionMaker(backend.tokenizer, options, backend.calibration)
-        self.generation = GenerationStream(backend.model, self.make.search_options, self._encode, backend.captures)
         self.copies = CudaCopies(backend.device, backend.dtype) if backend.device.type == "cuda" else None
+        encode = None if self.copies is None else backend.encode
+        self.generation = GenerationStream(backend.model, self.make.search_options, encode, backend.captures)
+        self.waiting: list[Tensor] | None = []  # image tokens until decoding begins; None from then on
         self.tags: deque[tuple[Tag, ...]] = deque()  # of the images whose captions are not ready
         self.computing = brief_waits if backend.device.type == "cpu" else nullcontext
 
@@ -140,7 +151,7 @@ class TorchStream:
         pixels = torch.from_numpy(np.asarray(images))
         if self.copies is None:
             with self.computing():
-                return self._decode(pixels.to(self.backend.device))
+                return self._encode(pixels.to(self.backend.device))
         before = self.copies.take()
         self.copies.send(pixels)
         return [] if before is None else self._decode(before)
@@ -148,21 +159,28 @@ class TorchStream:
     def finish(self) -> list[Caption]:
         last = None if self.copies is None else self.copies.take()
         with self.computing():
-            captions = [] if last is None else self._decode(last)
+            if last is not None:
+                captions = self._decode(last)
+            else:
+                captions = self._decode(torch.cat(self.waiting)) if self.waiting else []
             return captions + self._captions(self.generation.finish())
 
-    def _encode(self, pixel_values: Tensor) -> Tensor:
-        """On a CPU a few images at a time, so that the C library can reuse the memory of their tensors (`reuse_blocks`:
-        blocks of up to 31 MiB)."""
-        on_cpu = pixel_values.device.type == "cpu"
-        parts = pixel_values.split(max(4, 2 * torch.get_num_threads())) if on_cpu else (pixel_values,)
-        image_tokens = [self.backend.model.encoder(pixel_values=part).last_hidden_state for part in parts]
-        return image_tokens[0] if len(parts) == 1 else torch.cat(image_tokens)
+    @torch.inference_mode()
+    def _encode(self, pixel_values: Tensor) -> list[Caption]:
+        image_tokens = self.backend.encode(pixel_values)
+        if self.waiting is None:
+            return self._decode(image_tokens)
+        self.waiting.append(image_tokens)
+        if sum(map(len, self.waiting)) < images_together(len(pixel_values)):
+            return []
+        image_tokens, self.waiting = torch.cat(self.waiting), None
+        return self._decode(image_tokens)
 
     @torch.inference_mode()
-    def _decode(self, pixel_values: Tensor) -> list[Caption]:
-        groups = self.generation.add(pixel_values)
-        self.tags.extend(self._tags(self.generation.image_tokens[: len(pixel_values)]))
+    def _decode(self, inputs: Tensor) -> list[Caption]:
+        """`inputs` are pixels on a CUDA device, image tokens elsewhere."""
+        groups = self.generation.add(inputs)
+        self.tags.extend(self._tags(self.generation.image_tokens[: len(inputs)]))
         return self._captions(groups)
 
     def _tags(self, encoder_hidden_states: Tensor) -> list[tuple[Tag, ...]]:
@@ -174,6 +192,12 @@ class TorchStream:
 
     def _captions(self, groups: list[list[Hypothesis]]) -> list[Caption]:
         return [self.make(group, self.tags.popleft()) for group in groups]
+
+
+def images_together(batch_size: int) -> int:
+    """Return how many images are decoded together: eight batches of them, but not more than 32 images if that is
+    several batches. A step of the decoder costs little more for many images than for few."""
+    return max(batch_size, min(8 * batch_size, 32))
 
 
 class CudaCopies:

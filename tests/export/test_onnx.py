@@ -22,13 +22,24 @@ from captioner.export import onnx as module  # noqa: E402
 from captioner.export.onnx import OPSET, export_model  # noqa: E402
 
 
+def then_branch(choice: onnx.NodeProto) -> onnx.GraphProto:
+    return next(attribute.g for attribute in choice.attribute if attribute.name == "then_branch")
+
+
 @pytest.fixture
 def graphs_of_the_export(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is exported gets the graphs of the model, which saves the seconds of tracing."""
 
+    decoder = onnx.load(exported / "decoder.onnx")
+    *nodes, choice = decoder.graph.node  # of whether to compute attention, which an export makes last
+    attention = then_branch(choice)
+    del decoder.graph.node[:], decoder.graph.input[-1]
+    attention.node[-1].output[:] = ["attention"]
+    decoder.graph.node.extend([*nodes, *attention.node])
+
     def copy(folder: Path, network: object, precision: str, fuses: bool = True) -> None:
-        for name in ("encoder.onnx", "decoder.onnx"):
-            shutil.copy(exported / name, folder)
+        shutil.copy(exported / "encoder.onnx", folder)
+        onnx.save(decoder, folder / "decoder.onnx")
 
     monkeypatch.setattr(module, "_write_graphs", copy)
 
@@ -73,6 +84,15 @@ def test_the_graphs_have_the_opset_and_the_free_dimensions_they_should(exported)
     assert dimensions["input_ids"] == ["batch", "captions"]
     assert dimensions["self_key_0"] == ["rows", "past", 32]
     assert dimensions["cross_value_1"][0] == "batch", "an image's captions share its keys and values"
+
+
+def test_attention_is_computed_only_on_request(exported):
+    """ONNX Runtime computes what nobody fetches, too."""
+    decoder = onnx.load(exported / "decoder.onnx")
+    choice = decoder.graph.node[-1]
+    assert (choice.op_type, list(choice.input), list(choice.output)) == ("If", ["with_attention"], ["attention"])
+    assert "Softmax" in {node.op_type for node in then_branch(choice).node}
+    assert "Softmax" not in {node.op_type for node in decoder.graph.node}
 
 
 @pytest.mark.usefixtures("graphs_of_the_export")

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from captioner.data.images import ImageError
 from captioner.decoding.hypothesis import Hypothesis
 from captioner.decoding.options import GenerationOptions
+from captioner.decoding.stream import GenerationStream
 from captioner.errors import CaptionerError
 from captioner.hub.find import digest
 from captioner.infer import torch_backend as module
@@ -199,6 +200,7 @@ def test_batches_that_are_copied_while_others_are_captioned_keep_their_order(cap
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
     stream = cap.stream(GenerationOptions())
     stream.copies = module.CudaCopies(cap.backend.device, cap.backend.dtype)
+    stream.generation.plan.encode = cap.backend.encode
     first, *others = image_batches(photos, cap.preprocessing, 2)
     assert stream.add(first) == [], "it is on its way"
     captions = [caption.text for batch in others for caption in stream.add(batch)]
@@ -387,3 +389,13 @@ def test_the_folder_of_a_training_means_its_best_checkpoint(tiny_captioner, tmp_
     shutil.copytree(tiny_captioner, tmp_path / "run" / "best")
     (tmp_path / "run" / "last").mkdir()
     assert Captioner.from_pretrained(tmp_path / "run").backend.processor.tokenizer.eos_token_id == 2
+
+
+def test_small_batches_are_decoded_together_and_captions_are_those_of_large_ones(cap, photos, monkeypatch):
+    images = photos * 8  # 40 images: some take the places of the first 32
+    expected = [caption.text for caption in cap(images, batch_size=40)]
+    decoded = []
+    add = GenerationStream.add
+    monkeypatch.setattr(GenerationStream, "add", lambda self, inputs: decoded.append(len(inputs)) or add(self, inputs))
+    assert [caption.text for caption in cap(images, batch_size=7)] == expected
+    assert decoded == [35, 5]
