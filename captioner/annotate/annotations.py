@@ -28,6 +28,8 @@ class Annotation:
         path: the image file, or the archive that holds it.
         member: its name in the archive, or "".
         place: a relative name for copies, unique in the project.
+        words: the caption's words with their confidences; none of a person's.
+        flags: of the photo and of the caption, with their details.
         writer: who wrote the caption, as a line: "default 1a2b3c4d (model)", "ann (person)".
         verified: a person wrote it or has accepted it.
     """
@@ -41,6 +43,8 @@ class Annotation:
     confidence: float | None
     alternatives: list[dict[str, Any]]
     tags: list[dict[str, Any]]
+    words: list[dict[str, Any]]
+    flags: dict[str, str]
     width: int | None
     height: int | None
     model: str
@@ -89,6 +93,9 @@ class Annotation:
             "width": self.width,
             "height": self.height,
             "model": self.model,
+            "words": self.words,
+            "flags": self.flags,
+            "abstained": "abstained" in self.flags,
             "writer": self.writer,
             "verified": self.verified,
         }
@@ -143,6 +150,8 @@ def _annotation(project: Project, row: Any) -> Annotation:
         confidence=row["confidence"],
         alternatives=json.loads(row["alternatives"] or "[]"),
         tags=json.loads(row["tags"] or "[]"),
+        words=[{"word": word, "confidence": confidence} for word, confidence in json.loads(row["words"] or "[]")],
+        flags=project.flags(row["id"]),
         width=row["width"],
         height=row["height"],
         model=row["writer"] if kind == "model" else "",

@@ -16,6 +16,9 @@ from captioner.errors import CaptionerError
 MAX_DISTANCE = 6
 """Bits in which the hashes of photos that look alike differ at most."""
 
+DIFFER = "look_alikes_differ"
+"""The flag of photos that look alike and whose captions differ; its detail is another's caption."""
+
 HASH_PIXELS = 64
 """Pixels that the shorter side keeps: the hash is of 32 x 32."""
 
@@ -23,7 +26,8 @@ HASH_PIXELS = 64
 def find_near_duplicates(project: Project, run: int, num_workers: int) -> int:
     """Number the groups of photos that look alike, in `images.near`, and give each group its most confident suggestion.
 
-    What a person wrote or decided stays.
+    What a person wrote or decided stays; where captions of a group then differ, its photos have the flag
+    `look_alikes_differ`.
 
     Returns:
         How many images are in groups.
@@ -49,11 +53,13 @@ def find_near_duplicates(project: Project, run: int, num_workers: int) -> int:
     groups = look_alikes(hashes)
     with project.transaction() as connection:
         connection.execute("UPDATE images SET near = NULL WHERE near IS NOT NULL")
+        connection.execute("DELETE FROM flags WHERE name = ?", (DIFFER,))
         for group in groups:
             members = [rows[index]["id"] for index in group]
             values = [(members[0], member) for member in members]
             connection.executemany("UPDATE images SET near = ? WHERE id = ?", values)
             _share(project, members, run)
+            _flag_differing(project, members)
     return sum(map(len, groups))
 
 
@@ -104,6 +110,15 @@ def _share(project: Project, members: list[int], run: int) -> None:
     for row in suggestions[1:]:
         if row["text"] != suggestions[0]["text"]:
             project.copy_suggestion(suggestions[0]["id"], row["id"], run)
+
+
+def _flag_differing(project: Project, members: list[int]) -> None:
+    marks = ", ".join("?" * len(members))
+    captions = "SELECT images.id, text FROM images JOIN captions ON captions.id = images.caption"
+    texts = {row["id"]: row["text"] for row in project.rows(f"{captions} WHERE images.id IN ({marks})", *members)}
+    for image, text in texts.items():
+        if others := [other for other in texts.values() if other != text]:
+            project.flag(image, DIFFER, others[0])
 
 
 def _library() -> Any:

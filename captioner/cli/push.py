@@ -18,6 +18,9 @@ def push(
     photos: Annotated[
         bool, typer.Option("--photos/--no-photos", help="Show some validation photos with captions on the card.")
     ] = True,
+    graphs: Annotated[
+        bool, typer.Option("--graphs", help="Add graphs, with which captioner captions on a CPU without torch.")
+    ] = False,
 ) -> None:
     """Publish a model on the Hugging Face Hub, with a card made from its training.
 
@@ -32,6 +35,10 @@ def push(
         folder = Path(scratch)
         search = {"num_beams": DEFAULT_NUM_BEAMS, "max_new_tokens": GenerationOptions.max_new_tokens}
         prepare_upload(model, folder, repository, search, license_id, photos)
+        if graphs:
+            from captioner.export.onnx import export_in_place
+
+            export_in_place(folder)
         if shown := sorted((folder / SAMPLES).glob("*.jpg")):
             print(f"publishes {len(shown)} validation photos (--no-photos leaves them out)", file=sys.stderr)
         print(upload(folder, repository, private))

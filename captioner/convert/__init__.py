@@ -37,6 +37,7 @@ GENERATION = (
     "early_stopping",
     "length_penalty",
     "no_repeat_ngram_size",
+    "repetition_penalty",
 )
 """Fields of the checkpoint's generation_config.json that the captioner keeps."""
 

@@ -101,10 +101,13 @@ def explanation_of(
     window: tuple[float, float, float, float],
     method: str,
 ) -> Explanation:
-    """Join the maps of tokens [T, R, C] to maps of words: the mean over a word's tokens."""
+    """Join the maps of tokens [T, R, C] to maps of words: the mean over a word's tokens. A word without any heat, as
+    gradients can leave it, has the same everywhere."""
     places = [place for _, place in tokens_of_words(caption.text, [token.text for token in caption.tokens])]
     maps = np.stack([token_maps[place].mean(0) for place in places]) if places else token_maps[:0]
-    return Explanation(photo, caption, caption.words, maps / maps.sum((1, 2), keepdims=True), window, method)
+    heat = maps.sum((1, 2), keepdims=True)
+    maps = np.divide(maps, heat, out=np.full_like(maps, 1 / token_maps[0].size if places else 0), where=heat > 0)
+    return Explanation(photo, caption, caption.words, maps, window, method)
 
 
 def fitted(

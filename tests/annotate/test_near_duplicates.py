@@ -50,6 +50,14 @@ def test_people_s_words_stay(photos):
         project.decide(2, 1, "edited", "ann", "Rex")
     update_with(None, "a.captions", photos, near_duplicates=True)
     assert [caption for _, caption in state()][1] == "Rex"
+    with Project("a.captions") as project:
+        model = project.rows("SELECT caption FROM annotations ORDER BY path")[0]["caption"]
+        differ = [project.flags(image).get("look_alikes_differ") for image in (1, 2, 3)]
+        assert differ == ["Rex", model, None]
+        project.decide(2, 2, "edited", "ann", model)
+    update_with(None, "a.captions", photos, near_duplicates=True)
+    with Project("a.captions") as project:
+        assert "look_alikes_differ" not in project.flags(1) | project.flags(2)
 
 
 def test_an_image_that_is_damaged_does_not_stop_it(photos):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from stub_captioner import StubCaptioner, update_with
@@ -163,17 +164,28 @@ def test_images_of_archives_are_written_and_trained_on(tmp_path, monkeypatch, ca
 # Who wrote what
 
 
-def test_tables_say_who_wrote_each_caption(write, album, expected):
+def test_tables_say_who_wrote_each_caption_and_what_to_doubt_in_it(write, album, expected):
+    with Project(album) as project, project.transaction() as connection:
+        ((suggestion,),) = project.rows("SELECT suggestion FROM images WHERE id = 1")
+        connection.execute("UPDATE captions SET words = ? WHERE id = ?", ('[["colour", 0.6]]', suggestion))
+        project.flag(1, "abstained", "below 0.7", suggestion)
     write("--format", "jsonl", "-o", "out.jsonl")
     records = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [record["image"] for record in records] == list(expected)
     assert [record["writer"] for record in records] == writers(album)
     assert [record["verified"] for record in records] == [False, True, True, True]
     assert [record["model"] for record in records] == ["stub", "stub", "", ""]
+    assert [record["words"] for record in records] == [[{"word": "colour", "confidence": 0.6}], *[[]] * 3]
+    assert [record["flags"].get("abstained") for record in records] == ["below 0.7", None, None, None]
+    assert [record["abstained"] for record in records] == [True, False, False, False]
     write("--format", "csv", "-o", "out.csv")
     with open("out.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["caption"], row["writer"]) for row in rows] == [(r["caption"], r["writer"]) for r in records]
+    assert [json.loads(row["flags"]) for row in rows] == [record["flags"] for record in records]
+    write("--format", "parquet", "-o", "out.parquet")
+    first = pyarrow.parquet.read_table("out.parquet").to_pylist()[0]
+    assert {"flag": "abstained", "detail": "below 0.7"} in first["flags"] and first["abstained"]
 
 
 def test_only_verified_captions_on_request(write, expected):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -13,10 +14,11 @@ from hub_server import Hub, serving
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from captioner import Captioner
+from captioner import Captioner, cli
 from captioner.errors import CaptionerError
 from captioner.hub.publish import prepare_upload, upload
 from captioner.hub.run_card import SAMPLES, run_card
+from captioner.infer.onnx_backend import OnnxBackend
 
 SEARCH = {"num_beams": 3, "max_new_tokens": 40}
 RECIPE = {
@@ -133,9 +135,8 @@ def test_only_captioners_are_published(tmp_path: Path) -> None:
         prepare_upload(tmp_path, tmp_path / "out", "someone/x", SEARCH)
 
 
-def test_a_pushed_model_captions_the_same_from_a_fresh_cache(
-    published: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serving(Hub()) as hub:
         constants = huggingface_hub.constants
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
@@ -143,16 +144,34 @@ def test_a_pushed_model_captions_the_same_from_a_fresh_cache(
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        assert upload(published, "someone/birds", token="hf_secret").startswith(f"{hub.address}/someone/birds/commit/")
-        assert ("POST", "/api/validate-yaml") in hub.requests
-        files = hub.commits["someone/birds"][hub.refs["someone/birds"]["main"]]
-        assert files.keys() == {
-            path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()
-        }
-        assert {"modeling_captioner.py", "recipe.yaml", "scores.json", f"{SAMPLES}/0.jpg"} <= files.keys()
-        again = Captioner.from_pretrained("someone/birds", cache_dir=tmp_path / "fresh")
-        expected = [caption.text for caption in Captioner.from_pretrained(published)(photos)]
-        assert [caption.text for caption in again(photos)] == expected
+        yield hub
+
+
+def test_a_pushed_model_captions_the_same_from_a_fresh_cache(
+    published: Path, photos: list[Path], tmp_path: Path, hub: Hub
+) -> None:
+    assert upload(published, "someone/birds", token="hf_secret").startswith(f"{hub.address}/someone/birds/commit/")
+    assert ("POST", "/api/validate-yaml") in hub.requests
+    files = hub.commits["someone/birds"][hub.refs["someone/birds"]["main"]]
+    assert files.keys() == {path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()}
+    assert {"modeling_captioner.py", "recipe.yaml", "scores.json", f"{SAMPLES}/0.jpg"} <= files.keys()
+    again = Captioner.from_pretrained("someone/birds", cache_dir=tmp_path / "fresh")
+    expected = [caption.text for caption in Captioner.from_pretrained(published)(photos)]
+    assert [caption.text for caption in again(photos)] == expected
+
+
+def test_graphs_go_along_on_request_and_caption_without_torch(
+    published: Path, photos: list[Path], tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(sys, "argv", ["captioner", "push", str(published), "someone/birds", "--graphs", "--no-photos"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    again = Captioner.from_pretrained("someone/birds", cache_dir=tmp_path / "fresh")
+    assert isinstance(again.backend, OnnxBackend)
+    expected = [caption.text for caption in Captioner.from_pretrained(published)(photos)]
+    assert [caption.text for caption in again(photos)] == expected
 
 
 def test_a_hub_that_cannot_be_reached_costs_one_line(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:

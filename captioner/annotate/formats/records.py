@@ -10,8 +10,19 @@ from captioner.infer.caption import Caption
 Record = dict[str, Any]
 Write = Callable[[Record], object]
 
-FIELDS = ("image", "caption", "confidence", "alternatives", "tags", "width", "height", "model")
-WITH_DOUBTS = (*FIELDS, "words", "flags", "abstained")
+FIELDS = (
+    "image",
+    "caption",
+    "confidence",
+    "alternatives",
+    "tags",
+    "width",
+    "height",
+    "model",
+    "words",
+    "flags",
+    "abstained",
+)
 NESTED = ("alternatives", "tags", "words", "flags")
 
 
@@ -28,17 +39,17 @@ def json_line(record: Record) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def write_jsonl(file: TextIO, fields: Sequence[str] = WITH_DOUBTS) -> Write:
+def write_jsonl(file: TextIO, fields: Sequence[str] = FIELDS) -> Write:
     return lambda record: file.write(json_line({field: record[field] for field in fields}))
 
 
-def write_csv(file: TextIO, fields: Sequence[str] = WITH_DOUBTS) -> Write:
+def write_csv(file: TextIO, fields: Sequence[str] = FIELDS) -> Write:
     """A header and one row an image; lists and objects are JSON in their cells."""
     writer = csv.DictWriter(file, fields, extrasaction="ignore")
     writer.writeheader()
 
     def write(record: Record) -> None:
-        nested = {key: json.dumps(record[key], ensure_ascii=False) for key in NESTED if key in fields}
+        nested = {key: json.dumps(record[key], ensure_ascii=False) for key in NESTED}
         writer.writerow(record | nested)
 
     return write

@@ -45,6 +45,9 @@ def to_parquet(annotations: Iterable[Annotation], output: Path) -> None:
             ("width", pa.int32()),
             ("height", pa.int32()),
             ("model", pa.string()),
+            ("words", scored("word", "confidence")),
+            ("flags", pa.list_(pa.struct([("flag", pa.string()), ("detail", pa.string())]))),
+            ("abstained", pa.bool_()),
             ("writer", pa.string()),
             ("verified", pa.bool_()),
         ]
@@ -52,7 +55,9 @@ def to_parquet(annotations: Iterable[Annotation], output: Path) -> None:
     with whole_path(output) as partial, pyarrow.parquet.ParquetWriter(partial, schema) as table:
         rows: list[dict[str, Any]] = []
         for annotation in annotations:
-            rows.append(annotation.record(output.parent))
+            record = annotation.record(output.parent)
+            flags = [{"flag": flag, "detail": detail} for flag, detail in record["flags"].items()]
+            rows.append(record | {"flags": flags})
             if len(rows) == ROWS:
                 table.write_table(pa.Table.from_pylist(rows, schema))
                 rows = []
