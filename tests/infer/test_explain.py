@@ -9,9 +9,9 @@ from PIL import Image
 
 from captioner.data.images import ImageError
 from captioner.errors import CaptionerError
-from captioner.infer.caption import Caption
+from captioner.infer.caption import Caption, Token
 from captioner.infer.captioner import Captioner
-from captioner.infer.explain import Explanation
+from captioner.infer.explain import Explanation, explanation_of
 from captioner.infer.torch_attention import token_maps
 from captioner.infer.words import Word
 from captioner.model.auto import CaptionerConfig, CaptionerForConditionalGeneration
@@ -139,3 +139,13 @@ def test_the_heat_is_seen_on_the_sheet_where_the_map_has_it() -> None:
     under_heat = np.asarray(explanation._under_heat(0)).astype(int)
     assert under_heat[10, 10, 0] - under_heat[10, 10, 2] > 50, "warm"
     assert (under_heat[70, 70] < 110).all() and np.ptp(under_heat[70, 70]) <= 2, "dim and grey"
+
+
+def test_a_word_without_heat_has_the_same_everywhere():
+    words = (Word("a", 0.9), Word("dog", 0.5))
+    caption = Caption("a dog", 0.5, (Token("▁a", -0.1), Token("▁dog", -0.7)), words=words)
+    token_maps = np.stack([np.zeros((2, 3), np.float32), np.arange(6, dtype=np.float32).reshape(2, 3)])
+    explanation = explanation_of(Image.new("RGB", (30, 20)), caption, token_maps, (0, 0, 30, 20), "gradient")
+    np.testing.assert_allclose(explanation.maps.sum((1, 2)), 1, rtol=1e-6)
+    np.testing.assert_allclose(explanation.maps[0], 1 / 6, rtol=1e-6)
+    assert explanation.heat_map(0).min() == explanation.heat_map(0).max() == 1
