@@ -35,7 +35,7 @@ def main(recipe: str) -> None:
     parameters = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
     both = trainer.accelerator.gather(parameters[None])
     assert torch.equal(both[0], both[1])
-    trainer.accelerator.wait_for_everyone()  # a process that exits while gloo frees what it gathered hangs in torch 2.11
+    trainer.accelerator.wait_for_everyone()  # with torch 2.11, exiting while gloo frees what it gathered hangs
     trainer.accelerator.end_training()
 
 
