@@ -49,7 +49,7 @@ from captioner.data.images import load_image
 from captioner.export.onnx import export_in_place, export_model
 from captioner.hub.load import load_model
 from captioner.infer import onnx_backend, torch_backend
-from captioner.infer.backend import Backend
+from captioner.infer.backend import Backend, images_together
 from captioner.infer.captioner import Captioner
 from captioner.infer.onnx_backend import OnnxBackend, parts
 from captioner.infer.torch_backend import TorchBackend
@@ -205,8 +205,8 @@ def step_weights(model: CaptionerForConditionalGeneration) -> int:
 def images_a_step(backend: Backend, batch_size: int) -> int:
     """How many images a step of the decoder serves; exported, half of those that are decoded together."""
     if isinstance(backend, OnnxBackend):
-        return onnx_backend.images_together(batch_size) // 2
-    return batch_size if backend.device.type == "cuda" else torch_backend.images_together(batch_size)
+        return images_together(batch_size, onnx_backend.MOST_TOGETHER) // 2
+    return batch_size if backend.device.type == "cuda" else images_together(batch_size, torch_backend.MOST_TOGETHER)
 
 
 def encode(backend: Backend, batches: list[np.ndarray]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.annotate.alt_text import MAX_CHARACTERS, alt_text
-from captioner.annotate.project import Project
+from captioner.annotate.project import COUNTED_FLAGS, Project
 from captioner.annotate.provenance import writer_line
 from captioner.data.archives import ArchiveMember
 from captioner.data.images import ImageError
@@ -109,7 +109,10 @@ def annotations(project: Project, *, verified: bool = False) -> Iterator[Annotat
     """
     last = 0
     while rows := project.rows(
-        f"SELECT * FROM annotations WHERE id > ? AND caption IS NOT NULL ORDER BY id LIMIT {CHUNK}", last
+        f"""SELECT annotations.*,
+            (SELECT json_group_object(name, detail) FROM {COUNTED_FLAGS} AND images.id = annotations.id) AS flags
+        FROM annotations WHERE id > ? AND caption IS NOT NULL ORDER BY id LIMIT {CHUNK}""",
+        last,
     ):
         for row in rows:
             annotation = _annotation(project, row)
@@ -151,7 +154,7 @@ def _annotation(project: Project, row: Any) -> Annotation:
         alternatives=json.loads(row["alternatives"] or "[]"),
         tags=json.loads(row["tags"] or "[]"),
         words=[{"word": word, "confidence": confidence} for word, confidence in json.loads(row["words"] or "[]")],
-        flags=project.flags(row["id"]),
+        flags=json.loads(row["flags"]),
         width=row["width"],
         height=row["height"],
         model=row["writer"] if kind == "model" else "",

@@ -11,6 +11,12 @@ from captioner.infer.caption import Caption
 from captioner.infer.tokenizer import Tokenizer
 
 
+def images_together(batch_size: int, most: int) -> int:
+    """Return how many images are decoded together on a CPU: eight batches, up to `most` images, but at least one batch.
+    A step of the decoder costs little more for many images than for few."""
+    return max(batch_size, min(8 * batch_size, most))
+
+
 class Preprocess(Protocol):
     """From an upright RGB image to an array that the backend takes. Safe in threads."""
 

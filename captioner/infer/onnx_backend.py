@@ -13,16 +13,14 @@ from captioner.decoding.numpy_search import lacks
 from captioner.decoding.options import GenerationOptions
 from captioner.distributed import available_cores
 from captioner.errors import CaptionerError
+from captioner.infer.backend import images_together
 from captioner.infer.caption import Caption
 from captioner.infer.export_format import Graphs
 from captioner.infer.exported_model import Encoded, ExportedModel
 from captioner.infer.model_settings import read_settings
 
-
-def images_together(batch_size: int) -> int:
-    """Return how many images are decoded together, in two halves: eight batches of them, but not more than 64 images
-    if that is several batches."""
-    return max(batch_size, min(8 * batch_size, 64))
+MOST_TOGETHER = 64
+"""Images that are decoded together, in two halves, unless a batch has more."""
 
 
 def half_the_threads() -> int:
@@ -108,7 +106,7 @@ class OnnxStream:
         self.waiting += len(pixel_values)
         for part in parts(pixel_values):
             self.encoded.append(self.pool.submit(self.backend.on_half_the_threads.encode, part))
-        if self.waiting >= images_together(len(images)):
+        if self.waiting >= images_together(len(images), MOST_TOGETHER):
             self._decode()
         return self._captions(left=2)
 

@@ -24,12 +24,16 @@ from captioner.distributed import this_process
 from captioner.hub.adapters import merge_adapter
 from captioner.hub.load import load_model
 from captioner.infer.autotune import best_batch_size, is_worth_rounding
+from captioner.infer.backend import images_together
 from captioner.infer.calibration import Calibration
 from captioner.infer.caption import Caption, CaptionMaker, Tag, likely_tags
 from captioner.infer.devices import DTYPES, choose_device, choose_precision
 from captioner.infer.torch_attention import token_maps
 from captioner.model.modeling_captioner import CaptionerForConditionalGeneration
 from captioner.model.processing_captioner import CaptionerProcessor
+
+MOST_TOGETHER = 32
+"""Images that are decoded together on a CPU, unless a batch has more."""
 
 
 class TorchBackend:
@@ -143,7 +147,8 @@ class TorchStream:
         self.copies = CudaCopies(backend.device, backend.dtype) if backend.device.type == "cuda" else None
         encode = None if self.copies is None else backend.encode
         self.generation = GenerationStream(backend.model, self.make.search_options, encode, backend.captures)
-        self.waiting: list[Tensor] | None = []  # image tokens until decoding begins; None from then on
+        self.waiting: list[Tensor] = []  # image tokens of batches that are not being decoded yet
+        self.has_begun = False
         self.tags: deque[tuple[Tag, ...]] = deque()  # of the images whose captions are not ready
         self.computing = brief_waits if backend.device.type == "cpu" else nullcontext
 
@@ -157,23 +162,25 @@ class TorchStream:
         return [] if before is None else self._decode(before)
 
     def finish(self) -> list[Caption]:
-        last = None if self.copies is None else self.copies.take()
         with self.computing():
-            if last is not None:
-                captions = self._decode(last)
+            if self.copies is None:
+                captions = self._decode_waiting()
             else:
-                captions = self._decode(torch.cat(self.waiting)) if self.waiting else []
+                last = self.copies.take()
+                captions = [] if last is None else self._decode(last)
             return captions + self._captions(self.generation.finish())
 
     @torch.inference_mode()
     def _encode(self, pixel_values: Tensor) -> list[Caption]:
-        image_tokens = self.backend.encode(pixel_values)
-        if self.waiting is None:
-            return self._decode(image_tokens)
-        self.waiting.append(image_tokens)
-        if sum(map(len, self.waiting)) < images_together(len(pixel_values)):
+        self.waiting.append(self.backend.encode(pixel_values))
+        if not self.has_begun and sum(map(len, self.waiting)) < images_together(len(pixel_values), MOST_TOGETHER):
             return []
-        image_tokens, self.waiting = torch.cat(self.waiting), None
+        return self._decode_waiting()
+
+    def _decode_waiting(self) -> list[Caption]:
+        if not self.waiting:
+            return []
+        image_tokens, self.waiting, self.has_begun = torch.cat(self.waiting), [], True
         return self._decode(image_tokens)
 
     @torch.inference_mode()
@@ -192,12 +199,6 @@ class TorchStream:
 
     def _captions(self, groups: list[list[Hypothesis]]) -> list[Caption]:
         return [self.make(group, self.tags.popleft()) for group in groups]
-
-
-def images_together(batch_size: int) -> int:
-    """Return how many images are decoded together: eight batches of them, but not more than 32 images if that is
-    several batches. A step of the decoder costs little more for many images than for few."""
-    return max(batch_size, min(8 * batch_size, 32))
 
 
 class CudaCopies:

@@ -67,7 +67,7 @@ def test_drawn_shapes_are_learnt_to_the_word(recipe: Recipe, draw_shapes: Callab
     data = tmp_path / "shapes" / "captions.csv"
     tags = ("tags={source: captions, num_words: 8}", "phases.0.objectives={captioning: 1.0, tags: 3.0}")
     rates = "phases.0.learning_rates={trunk: 0.002, bridge: 0.002, decoder: 0.002, heads: 0.01}"
-    often = ("phases.0.epochs=7", "optimization.batch_size=16", "checkpoint_every_steps=500")
+    often = ("phases.0.epochs=12", "optimization.batch_size=16", "checkpoint_every_steps=500")
     config = recipe(*often, "validation.max_images=50", *tags, rates, data=data)
     best = train(config)
     captioner = Captioner.from_pretrained(best)
@@ -75,13 +75,13 @@ def test_drawn_shapes_are_learnt_to_the_word(recipe: Recipe, draw_shapes: Callab
     held_back = [(str(data.parent / image), caption) for image, caption, split in rows if split == "val"][:400]
     captions = captioner([image for image, _ in held_back], batch_size=100, num_beams=1)
     exact = sum(found.text == caption for found, (_, caption) in zip(captions, held_back, strict=True))
-    assert exact / len(held_back) > 0.9
+    assert exact / len(held_back) > 0.95
     known = set(load_model(best, "best")[0].config.tags)
     tagged = sum(
         {tag.text for tag in found.tags} == set(caption.split()) & known
         for found, (_, caption) in zip(captions, held_back, strict=True)
     )
-    assert len(known) == 8 and tagged / len(held_back) > 0.7
+    assert len(known) == 8 and tagged / len(held_back) > 0.9
 
 
 def test_a_killed_training_resumes_to_the_same_bits(shapes: Path, tmp_path: Path) -> None:
